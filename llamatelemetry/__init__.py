@@ -1,0 +1,37 @@
+"""Run llama.cpp's server in Kaggle and Colab notebooks, talk to it, watch it.
+
+Nothing is loaded before it is used: importing this package touches no disk, network,
+GPU, environment variable or third-party package.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llamatelemetry.api.client import LlamaCppClient
+    from llamatelemetry.server.config import ServerConfig
+    from llamatelemetry.server.manager import ServerManager
+
+__version__ = "0.1.0"
+
+__all__ = ["LlamaCppClient", "ServerConfig", "ServerManager", "__version__"]
+
+_HOMES = {
+    "LlamaCppClient": "llamatelemetry.api.client",
+    "ServerConfig": "llamatelemetry.server.config",
+    "ServerManager": "llamatelemetry.server.manager",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""Talk to it: the HTTP client and its response types."""

@@ -1,0 +1,526 @@
+"""What the server answers, as typed values.
+
+The fields that the API reference names come first; what llama-server says beyond them
+follows. Keys that no field is made for are kept in ``extra``. Times are in the unit
+their name says: ``_ms`` milliseconds, ``_per_second`` tokens per second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = [
+    "ChatCompletionChunk",
+    "ChatCompletionResponse",
+    "Choice",
+    "ChunkChoice",
+    "CompletionChoice",
+    "CompletionResponse",
+    "Delta",
+    "DetokenizeResponse",
+    "Embedding",
+    "EmbeddingResponse",
+    "EmbeddingUsage",
+    "LoraAdapter",
+    "Message",
+    "Model",
+    "ModelList",
+    "PromptProgress",
+    "RerankResponse",
+    "RerankResult",
+    "SlotAction",
+    "Timings",
+    "TokenizeResponse",
+    "Usage",
+]
+
+_SHOWN_CHARACTERS = 60
+
+
+@dataclass(slots=True, kw_only=True)
+class Usage:
+    """How many tokens a request took.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompt, cached ones included.
+        completion_tokens: Tokens generated, reasoning included.
+        total_tokens: The sum.
+        prompt_tokens_details: More on the prompt's tokens, or None.
+        estimated: True where the answer was cut off before the server could count:
+            then one token is counted for each piece of text that came.
+        extra: Keys of the server without a field here.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: dict[str, int] | None = None
+    estimated: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def cached_tokens(self) -> int | None:
+        """Prompt tokens that were still in the slot's cache; None if not told."""
+        return (self.prompt_tokens_details or {}).get("cached_tokens")
+
+
+@dataclass(slots=True, kw_only=True)
+class Timings:
+    """What llama-server measured for one request; None where it did not say.
+
+    Attributes:
+        cache_n: Prompt tokens taken from the cache.
+        prompt_n: Prompt tokens processed.
+        prompt_ms: Time for them, in milliseconds.
+        prompt_per_token_ms: Milliseconds for each.
+        prompt_per_second: Prompt tokens per second.
+        predicted_n: Tokens generated.
+        predicted_ms: Time for them, in milliseconds.
+        predicted_per_token_ms: Milliseconds for each.
+        predicted_per_second: Generated tokens per second.
+        extra: Keys of the server without a field here.
+    """
+
+    cache_n: int | None = None
+    prompt_n: int | None = None
+    prompt_ms: float | None = None
+    prompt_per_token_ms: float | None = None
+    prompt_per_second: float | None = None
+    predicted_n: int | None = None
+    predicted_ms: float | None = None
+    predicted_per_token_ms: float | None = None
+    predicted_per_second: float | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class PromptProgress:
+    """How far the server is in reading the prompt.
+
+    Attributes:
+        total: Tokens of the prompt.
+        cache: Tokens that were in the cache.
+        processed: Tokens done, cached ones included.
+        time_ms: Milliseconds since it began.
+    """
+
+    total: int
+    cache: int
+    processed: int
+    time_ms: float
+
+
+@dataclass(slots=True, kw_only=True)
+class Message:
+    """A message of the assistant.
+
+    Attributes:
+        role: "assistant".
+        content: The text; None where the model called tools instead.
+        reasoning_content: What the model thought before, or None.
+        tool_calls: The tools it calls, as OpenAI shapes them, or None.
+        parsed: The object that ``response_format`` asked for, or None.
+        extra: Keys of the server without a field here.
+    """
+
+    role: str
+    content: str | None
+    reasoning_content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    parsed: Any = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class Choice:
+    """One answer.
+
+    Attributes:
+        index: Its position where several were asked for.
+        message: The answer.
+        finish_reason: "stop", "length", "tool_calls"; "cancelled" after ``cancel()``;
+            "error" in the partial answer of a StreamError.
+        logprobs: Log probabilities as the server gives them, where asked for.
+        extra: Keys of the server without a field here.
+    """
+
+    index: int
+    message: Message
+    finish_reason: str
+    logprobs: dict[str, Any] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def cut_off_in_reasoning(self) -> bool:
+        """Whether max_tokens ended it while it thought, before any answer."""
+        message = self.message
+        return bool(
+            self.finish_reason == "length"
+            and message.reasoning_content
+            and not message.content
+            and not message.tool_calls
+        )
+
+
+@dataclass(slots=True, kw_only=True, repr=False)
+class ChatCompletionResponse:
+    """A whole chat answer.
+
+    Attributes:
+        id: The server's name for the request.
+        object: "chat.completion".
+        created: Seconds since 1970.
+        model: The model's alias.
+        choices: The answers; one, unless ``n`` asked for more.
+        usage: How many tokens it took.
+        system_fingerprint: The server's build, or None.
+        timings: What the server measured, or None.
+        extra: Keys of the server without a field here.
+    """
+
+    id: str
+    object: str = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+    system_fingerprint: str | None = None
+    timings: Timings | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(_shown_choice(choice) for choice in self.choices)
+        return f"ChatCompletionResponse({shown}, {_shown_cost(self)})"
+
+
+@dataclass(slots=True, kw_only=True)
+class Delta:
+    """What a chunk adds to a message.
+
+    Attributes:
+        role: In the first chunk, "assistant".
+        content: More text, or None.
+        reasoning_content: More thinking, or None.
+        tool_calls: More of the tool calls, or None.
+        extra: Keys of the server without a field here.
+    """
+
+    role: str | None = None
+    content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class ChunkChoice:
+    """What a chunk adds to one answer.
+
+    Attributes:
+        index: The answer's position.
+        delta: What is added.
+        finish_reason: In an answer's last chunk, why it ended; else None.
+        logprobs: Log probabilities of the added tokens, where asked for.
+        extra: Keys of the server without a field here.
+    """
+
+    index: int
+    delta: Delta
+    finish_reason: str | None = None
+    logprobs: dict[str, Any] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class ChatCompletionChunk:
+    """A piece of a streamed chat answer.
+
+    Attributes:
+        id: The server's name for the request; equal in all its chunks.
+        object: "chat.completion.chunk".
+        created: Seconds since 1970.
+        model: The model's alias.
+        choices: What is added; may be empty.
+        usage: How many tokens it took, in a chunk at the end, else None.
+        timings: What the server measured, in a chunk at the end, else None.
+        prompt_progress: How far the prompt is read, before the first token.
+        system_fingerprint: The server's build, or None.
+        extra: Keys of the server without a field here.
+    """
+
+    id: str
+    object: str = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+    timings: Timings | None = None
+    prompt_progress: PromptProgress | None = None
+    system_fingerprint: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class CompletionChoice:
+    """One text, or in a streamed chunk what is added to it.
+
+    Attributes:
+        index: Its position where several were asked for.
+        text: The text.
+        finish_reason: As in :class:`Choice`; None while it goes on.
+        logprobs: Log probabilities in the shape of chat, where asked for.
+        extra: Keys of the server without a field here.
+    """
+
+    index: int
+    text: str
+    finish_reason: str | None = None
+    logprobs: dict[str, Any] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True, repr=False)
+class CompletionResponse:
+    """A whole text completion, or one chunk of a streamed one.
+
+    Attributes:
+        id: The server's name for the request.
+        object: "text_completion".
+        created: Seconds since 1970.
+        model: The model's alias.
+        choices: The texts; one, unless ``n`` asked for more.
+        usage: How many tokens it took; None in all chunks but the last.
+        system_fingerprint: The server's build, or None.
+        timings: What the server measured, or None.
+        prompt_progress: In a chunk before the first token, else None.
+        extra: Keys of the server without a field here.
+    """
+
+    id: str
+    object: str = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+    system_fingerprint: str | None = None
+    timings: Timings | None = None
+    prompt_progress: PromptProgress | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(
+            f"{_shown_text(choice.text)}, finish_reason={choice.finish_reason!r}"
+            for choice in self.choices
+        )
+        return f"CompletionResponse({shown}, {_shown_cost(self)})"
+
+
+@dataclass(slots=True, kw_only=True, repr=False)
+class Embedding:
+    """The vector of one input.
+
+    Attributes:
+        object: "embedding".
+        embedding: The vector; llama-server makes its length 1.
+        index: The input's position.
+    """
+
+    object: str = "embedding"
+    embedding: list[float]
+    index: int
+
+    def __repr__(self) -> str:
+        return f"Embedding(index={self.index}, {len(self.embedding)} dimensions)"
+
+
+@dataclass(slots=True, kw_only=True)
+class EmbeddingUsage:
+    """How many tokens the inputs have.
+
+    Attributes:
+        prompt_tokens: Tokens of all inputs.
+        total_tokens: The same; an embedding generates none.
+    """
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+@dataclass(slots=True, kw_only=True)
+class EmbeddingResponse:
+    """The vectors of all inputs.
+
+    Attributes:
+        object: "list".
+        data: One embedding for each input, in the inputs' order.
+        model: The model's name.
+        usage: How many tokens the inputs have.
+        extra: Keys of the server without a field here.
+    """
+
+    object: str = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class Model:
+    """A model that the server has.
+
+    Attributes:
+        id: Its alias.
+        object: "model".
+        created: Seconds since 1970; llama-server gives the time of the request.
+        owned_by: "llamacpp".
+        meta: What the file says: ``n_params``, ``n_ctx_train``, ``size`` in bytes.
+        extra: Keys of the server without a field here.
+    """
+
+    id: str
+    object: str = "model"
+    created: int = 0
+    owned_by: str = ""
+    meta: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class ModelList:
+    """The models that the server has.
+
+    Attributes:
+        object: "list".
+        data: The models.
+    """
+
+    object: str = "list"
+    data: list[Model]
+
+
+@dataclass(slots=True, kw_only=True)
+class TokenizeResponse:
+    """The tokens of a text.
+
+    Attributes:
+        tokens: Their ids.
+        pieces: Their texts where asked for, else None; bytes where a token is no
+            whole UTF-8 text.
+    """
+
+    tokens: list[int]
+    pieces: list[str | bytes] | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class DetokenizeResponse:
+    """The text of tokens.
+
+    Attributes:
+        content: The text, special tokens included.
+    """
+
+    content: str
+
+
+@dataclass(slots=True, kw_only=True)
+class RerankResult:
+    """How well one document fits the query.
+
+    Attributes:
+        index: The document's position in the request.
+        relevance_score: Higher fits better; a raw score, not a probability.
+    """
+
+    index: int
+    relevance_score: float
+
+
+@dataclass(slots=True, kw_only=True)
+class RerankResponse:
+    """How well documents fit a query, the best first.
+
+    Attributes:
+        model: The model's name.
+        object: "list".
+        usage: How many tokens were read.
+        results: One result for each document, or the best ``top_n``.
+        extra: Keys of the server without a field here.
+    """
+
+    model: str
+    object: str = "list"
+    usage: EmbeddingUsage
+    results: list[RerankResult]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class SlotAction:
+    """What was done to a slot's cache.
+
+    Attributes:
+        id_slot: The slot.
+        action: "save", "restore" or "erase".
+        tokens: Tokens that were saved, restored or erased.
+        filename: The file in the server's ``--slot-save-path``; None for "erase".
+        size_bytes: The file's size; None for "erase".
+        milliseconds: How long it took; None for "erase".
+    """
+
+    id_slot: int
+    action: Literal["save", "restore", "erase"]
+    tokens: int
+    filename: str | None = None
+    size_bytes: int | None = None
+    milliseconds: float | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class LoraAdapter:
+    """A LoRA adapter that the server has loaded.
+
+    Attributes:
+        id: Its number, in the order of the flags.
+        path: Its file.
+        scale: How strongly it is applied; 0 is not at all.
+        extra: Keys of the server without a field here.
+    """
+
+    id: int
+    path: str
+    scale: float
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def _shown_text(text: str | None) -> str:
+    if text is None or len(text) <= _SHOWN_CHARACTERS:
+        return repr(text)
+    return repr(text[:_SHOWN_CHARACTERS]) + f"... ({len(text)} characters)"
+
+
+def _shown_choice(choice: Choice) -> str:
+    message = choice.message
+    if choice.cut_off_in_reasoning:
+        return (
+            f"{message.content!r}, cut off inside its reasoning after "
+            f"{len(message.reasoning_content or '')} characters of it: "
+            "give a larger max_tokens, or thinking=False"
+        )
+    shown = _shown_text(message.content)
+    if message.tool_calls:
+        names = [call.get("function", {}).get("name") for call in message.tool_calls]
+        shown += f", tool_calls={names}"
+    return f"{shown}, finish_reason={choice.finish_reason!r}"
+
+
+def _shown_cost(response: ChatCompletionResponse | CompletionResponse) -> str:
+    usage, timings = response.usage, response.timings
+    cost = "no usage"
+    if usage is not None:
+        cost = f"{usage.prompt_tokens} + {usage.completion_tokens} tokens"
+    if timings is not None and timings.predicted_per_second:
+        cost += f", {timings.predicted_per_second:.1f} tokens/s"
+    return cost

@@ -1,0 +1,250 @@
+"""The command ``llamatelemetry``: demo, serve, chat."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from llamatelemetry import __version__
+from llamatelemetry._conversation import Conversation, printable
+from llamatelemetry._demo import DEMO_CONTEXT_SIZE, DEMO_MODEL, DEMO_QUESTIONS
+from llamatelemetry._units import format_file_size
+from llamatelemetry.api.client import LlamaCppClient
+from llamatelemetry.exceptions import ConfigurationError, LLCudaError, ModelError
+from llamatelemetry.server.config import ServerConfig
+from llamatelemetry.server.engine import find_engine
+from llamatelemetry.server.events import Notice
+from llamatelemetry.server.manager import ServerManager
+from llamatelemetry.server.parsing import parse_arguments
+
+_USAGE_ERROR = 2
+_FAILURE = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code.
+
+    0 is success, 1 is a failure while it ran, 2 is bad input: one line says which.
+    """
+    options, rest = _parser().parse_known_args(arguments)
+    if rest and options.command != "serve":
+        return _complain(f"unknown argument {rest[0]!r}; see llamatelemetry --help")
+    run: Callable[[argparse.Namespace, list[str]], int] = options.run
+    try:
+        return run(options, rest)
+    except (ConfigurationError, ModelError) as error:
+        return _complain(str(error))
+    except LLCudaError as error:
+        return _complain(str(error), _FAILURE)
+    except KeyboardInterrupt:
+        return 0
+    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _complain(message: str, code: int = _USAGE_ERROR) -> int:
+    for number, line in enumerate(message.splitlines()):
+        start = "  " if number else "llamatelemetry: "
+        print(f"{start}{printable(line)}", file=sys.stderr)
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with one line for bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(_USAGE_ERROR, f"llamatelemetry: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="llamatelemetry",
+        description="Run llama.cpp's server, talk to it, stop it.",
+        epilog="Start with: llamatelemetry demo",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo",
+        help="start a server with the demo model, ask three questions, stop it",
+        description="Prove that everything works here: start an engine with the demo "
+        "model, ask it three questions, print what was measured, and stop it.",
+    )
+    _add_engine(demo)
+    demo.set_defaults(run=_demo)
+
+    serve = commands.add_parser(
+        "serve",
+        help="run a server in the foreground until Ctrl-C",
+        description="Run a server in the foreground; its log goes to stderr, Ctrl-C "
+        "stops it. Every argument of llama-server may follow the model. Without "
+        "--port any free port is taken; the URL is printed once it is ready. The "
+        "key clients must send is read from the variable LLAMA_API_KEY.",
+        epilog="Example: llamatelemetry serve model.gguf -ngl 99 -c 8192 -fa on",
+    )
+    serve.add_argument("model", metavar="MODEL", help="a GGUF file, or 'demo'")
+    _add_engine(serve)
+    serve.set_defaults(run=_serve)
+
+    chat = commands.add_parser(
+        "chat",
+        help="talk to a model in the terminal",
+        description="Talk to a model, or to a server that runs already. Ctrl-C stops "
+        "the answer, Ctrl-D or /exit leaves, /clear begins anew.",
+    )
+    target = chat.add_mutually_exclusive_group()
+    target.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a GGUF file, or 'demo'"
+    )
+    target.add_argument("--url", help="a running server; its key: LLAMA_API_KEY")
+    chat.add_argument("--system", help="a system message")
+    chat.add_argument("--gpu-layers", type=int, default=99, metavar="N")
+    chat.add_argument("--context-size", type=int, metavar="TOKENS")
+    _add_engine(chat)
+    chat.set_defaults(run=_chat)
+    return parser
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--engine", metavar="PATH", help="the llama-server to use, or 'embedded'"
+    )
+
+
+def _model_path(name: str) -> str:
+    return str(DEMO_MODEL) if name == "demo" else name
+
+
+# ── demo ─────────────────────────────────────────────────────────────────────────
+
+
+def _demo(options: argparse.Namespace, _: list[str]) -> int:
+    engine = find_engine(options.engine)
+    config = ServerConfig(
+        DEMO_MODEL, port=0, n_gpu_layers=99, context_size=DEMO_CONTEXT_SIZE, threads=2
+    )
+    print(f"engine   {engine}")
+    print(
+        f"model    demo, {format_file_size(DEMO_MODEL.stat().st_size)}: memorised "
+        "answers that prove the machinery works, not an assistant"
+    )
+    began = time.monotonic()
+    with ServerManager(config, engine=engine, timeout=60) as server:
+        seconds = time.monotonic() - began
+        print(f"ready    after {seconds:.2f} s at {server.get_url()}")
+        with LlamaCppClient(server.get_url()) as client:
+            for question in DEMO_QUESTIONS:
+                conversation = Conversation(client)
+                print(f"\n> {question}")
+                answer = conversation.ask(question, temperature=0)
+                print(f"  [{answer}]")
+        stopping = time.monotonic()
+    print(
+        f"\nstopped  after {time.monotonic() - stopping:.2f} s; nothing is left running"
+    )
+    return 0
+
+
+# ── serve ────────────────────────────────────────────────────────────────────────
+
+
+def _serve(options: argparse.Namespace, rest: list[str]) -> int:
+    words = ["--model", _model_path(options.model), *rest]
+    if "--port" not in rest:
+        words += ["--port", "0"]
+    config = parse_arguments(shlex.join(words))
+    key = os.environ.get("LLAMA_API_KEY")
+    if config.api_key is not None:
+        return _complain(
+            "give the key as LLAMA_API_KEY: everyone here can read arguments"
+        )
+    if key:
+        config = config.replace(api_key=key)
+    signal.signal(signal.SIGTERM, _interrupt)
+    server = ServerManager(engine=options.engine)
+    try:
+        server.start_with_config(config)
+        for event in server.events:
+            if isinstance(event, Notice):
+                print(f"llamatelemetry: {event.text}", file=sys.stderr)
+        return _forward(server)
+    finally:
+        server.stop()
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _forward(server: ServerManager) -> int:
+    told = False
+    for line in server.follow_logs():
+        print(line, file=sys.stderr, flush=True)
+        if not told and "listening on" in line and server.wait_until_ready(10):
+            told = True
+            print(f"ready at {server.get_url()}", flush=True)
+    server.raise_if_failed()
+    return 0
+
+
+# ── chat ─────────────────────────────────────────────────────────────────────────
+
+
+def _chat(options: argparse.Namespace, _: list[str]) -> int:
+    if options.url is not None:
+        with LlamaCppClient(
+            options.url, api_key=os.environ.get("LLAMA_API_KEY")
+        ) as client:
+            client.health()
+            return _talk(Conversation(client, options.system))
+    model = _model_path(options.model or "demo")
+    size = options.context_size
+    if size is None:
+        size = DEMO_CONTEXT_SIZE if Path(model) == DEMO_MODEL else 4096
+    config = ServerConfig(
+        model, port=0, n_gpu_layers=options.gpu_layers, context_size=size
+    )
+    print(f"loading {Path(model).name} ...", file=sys.stderr, flush=True)
+    with (
+        ServerManager(config, engine=options.engine) as server,
+        LlamaCppClient(server.get_url()) as client,
+    ):
+        return _talk(Conversation(client, options.system))
+
+
+def _talk(conversation: Conversation) -> int:
+    print("Ctrl-C stops an answer; Ctrl-D or /exit leaves; /clear begins anew.")
+    while True:
+        try:
+            text = input("\n> ").strip()
+        except EOFError:
+            print()
+            return 0
+        except KeyboardInterrupt:
+            print("  (Ctrl-D or /exit leaves)")
+            continue
+        if text in ("/exit", "/quit"):
+            return 0
+        if text == "/clear":
+            conversation.clear()
+        elif text.startswith("/"):
+            print("commands: /clear, /exit")
+        elif text:
+            try:
+                conversation.ask(text)
+            except LLCudaError as error:
+                _complain(str(error))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""Run it: configure, start, watch and stop a llama-server process."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llamatelemetry.server.config import ServerConfig
+    from llamatelemetry.server.engine import Engine, find_engine
+    from llamatelemetry.server.manager import ServerManager, ServerState
+    from llamatelemetry.server.strays import StrayServer, find_strays
+
+__all__ = [
+    "Engine",
+    "ServerConfig",
+    "ServerManager",
+    "ServerState",
+    "StrayServer",
+    "find_engine",
+    "find_strays",
+]
+
+# Lazy, so that `python -m llamatelemetry.server.embedded` loads none of it.
+_HOMES = {
+    "Engine": "engine",
+    "ServerConfig": "config",
+    "ServerManager": "manager",
+    "ServerState": "manager",
+    "StrayServer": "strays",
+    "find_engine": "engine",
+    "find_strays": "strays",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,364 @@
+"""ServerConfig: everything one server is started with, as a plain value.
+
+A configuration is checked when it is made, against what llama-server itself does not
+check. It never looks at a file or a card: those are checked when a server starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import PurePath
+from typing import Any, Self
+
+from llamatelemetry.exceptions import ConfigurationError
+from llamatelemetry.server.flags import build_arguments
+
+# Source: `--cache-type-k` in llama-server's --help (b11434).
+CACHE_TYPES = (
+    "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1",
+)  # fmt: skip
+SPLIT_MODES = ("none", "layer", "row", "tensor")
+POOLING_TYPES = ("none", "mean", "cls", "last", "rank")
+REASONING_FORMATS = ("none", "deepseek", "deepseek-legacy", "auto")
+FLOAT_CACHE_TYPES = frozenset({"f32", "f16", "bf16"})
+
+PathValue = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """The configuration of one llama-server.
+
+    The first fourteen fields are positional, all others keyword-only. Use
+    :meth:`replace` for a changed copy.
+
+    Attributes:
+        model_path: The GGUF file, or the first of its shards. None until it is known;
+            starting then raises ConfigurationError.
+        host: The address to bind. The default is reachable from this machine only.
+        port: 1 to 65535, or 0 for any free one.
+        n_gpu_layers: Layers to put on the GPU. 0 is none, 99 is all.
+        main_gpu: The GPU to use with ``split_mode="none"``, by its index.
+        tensor_split: The share of each GPU, like "0.5,0.5". None: by free memory.
+        split_mode: "none", "layer", "row" or "tensor" (the last in new engines only).
+        context_size: Tokens of context over all slots together. 0: the model's own.
+        n_batch: Tokens handed over at once at most.
+        flash_attn: Flash attention on or off; off is said, not left to the engine.
+        embeddings: Serve ``/v1/embeddings``.
+        threads: CPU threads. What is passed is at most the CPUs usable here.
+        api_key: The key clients must send. Travels in the environment only.
+        n_ubatch: Tokens computed at once; never passed above n_batch.
+        threads_batch: CPU threads for prompts. None: like ``threads``.
+        parallel: Slots: requests served at once. Each has context_size / parallel.
+        lora_path: One LoRA adapter or several.
+        mmproj_path: The multimodal projector.
+        mlock: Keep the model's pages in RAM.
+        no_mmap: Read the file instead of mapping it.
+        cache_type_k: Type of the KV cache's keys.
+        cache_type_v: Type of the KV cache's values; quantized needs flash attention.
+        pooling: How token embeddings become one: "mean", "cls", "last", "rank",
+            "none". None: the model's own, or "mean" for a decoder with embeddings.
+        rerank: Serve ``/v1/rerank``.
+        alias: The model's name in answers. None: the file's stem.
+        metrics: Serve ``/metrics``.
+        slots: Serve ``/slots``.
+        jinja: Use the model's own chat template; tools need it.
+        reasoning_format: "none", "deepseek", "deepseek-legacy" or "auto".
+        slot_save_path: An existing folder for saved slots.
+        device: Devices to use, as the engine names them ("CUDA0,CUDA1"), or "none".
+        fit: Let the engine change what is not set so that it fits. Off: what was
+            asked for is taken literally.
+        cache_ram: MiB of host memory for cached prompts. None: a tenth of what is
+            available, at most 8192.
+        extra_args: Further arguments, passed as they are. No keys.
+
+    Raises:
+        ConfigurationError: A value cannot work.
+
+    Examples:
+        >>> ServerConfig("model.gguf", n_gpu_layers=99, flash_attn=True).port
+        8080
+    """
+
+    model_path: PathValue | None
+    host: str = "127.0.0.1"
+    port: int = 8080
+    n_gpu_layers: int = 0
+    main_gpu: int = 0
+    tensor_split: str | None = None
+    split_mode: str = "layer"
+    context_size: int = 2048
+    n_batch: int = 512
+    flash_attn: bool = False
+    embeddings: bool = False
+    threads: int = 4
+    api_key: str | None = field(default=None, repr=False)
+    _: dataclasses.KW_ONLY
+    n_ubatch: int = 512
+    threads_batch: int | None = None
+    parallel: int = 1
+    lora_path: PathValue | Sequence[PathValue] | None = None
+    mmproj_path: PathValue | None = None
+    mlock: bool = False
+    no_mmap: bool = False
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    pooling: str | None = None
+    rerank: bool = False
+    alias: str | None = None
+    metrics: bool = True
+    slots: bool = True
+    jinja: bool = True
+    reasoning_format: str | None = None
+    slot_save_path: PathValue | None = None
+    device: str | None = None
+    fit: bool = False
+    cache_ram: int | None = None
+    extra_args: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        _normalize(self)
+        _check_types(self)
+        _check_ranges(self)
+        _check_text(self)
+        _check_combinations(self)
+
+    @property
+    def model_alias(self) -> str | None:
+        """The name answers carry: ``alias``, or the model file's stem."""
+        if self.alias is not None or self.model_path is None:
+            return self.alias
+        return re.sub(r"-\d{5}-of-\d{5}$", "", PurePath(self.model_path).stem)
+
+    @property
+    def lora_paths(self) -> tuple[str, ...]:
+        """The LoRA adapters, however they were given."""
+        if self.lora_path is None:
+            return ()
+        if isinstance(self.lora_path, (str, os.PathLike)):
+            return (os.fspath(self.lora_path),)
+        return tuple(os.fspath(path) for path in self.lora_path)
+
+    @property
+    def url(self) -> str:
+        """Where the server answers; with port 0 known only once it has started."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - a comparison, no bind
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with these fields changed, checked again."""
+        _refuse_unknown(changes)
+        return dataclasses.replace(self, **changes)
+
+    def to_cli_args(self) -> str:
+        """Return today's llama-server arguments, shell-quoted.
+
+        Without the program and without the API key, which is never in argv.
+        """
+        return shlex.join(build_arguments(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values. The API key is left out."""
+        return {
+            item.name: _plain(getattr(self, item.name))
+            for item in dataclasses.fields(self)
+            if item.name != "api_key"
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Make a configuration from :meth:`to_dict`'s result; takes a key too.
+
+        Raises:
+            ConfigurationError: A key is unknown, or a value cannot work.
+        """
+        _refuse_unknown(data)
+        return cls(**{"model_path": None, **data})
+
+    def __repr__(self) -> str:
+        changed = [
+            f"{item.name}={getattr(self, item.name)!r}"
+            for item in dataclasses.fields(self)
+            if item.repr and getattr(self, item.name) != item.default
+        ]
+        if self.api_key is not None:
+            changed.append("api_key='***'")
+        return f"ServerConfig({', '.join(changed)})"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _normalize(config: ServerConfig) -> None:
+    """Make lists tuples and paths text, so that configurations compare and hash."""
+    for name in ("model_path", "mmproj_path", "slot_save_path"):
+        value = getattr(config, name)
+        if isinstance(value, os.PathLike):
+            object.__setattr__(config, name, os.fspath(value))
+    if isinstance(config.lora_path, os.PathLike):
+        object.__setattr__(config, "lora_path", os.fspath(config.lora_path))
+    elif isinstance(config.lora_path, Sequence) and not isinstance(
+        config.lora_path, str
+    ):
+        object.__setattr__(config, "lora_path", config.lora_paths)
+    if isinstance(config.extra_args, str):
+        raise _error("extra_args", config.extra_args, "a list of separate arguments")
+    if not isinstance(config.extra_args, Sequence):
+        raise _error("extra_args", config.extra_args, "a list of text")
+    object.__setattr__(config, "extra_args", tuple(config.extra_args))
+
+
+def _refuse_unknown(names: Mapping[str, Any]) -> None:
+    known = [item.name for item in dataclasses.fields(ServerConfig)]
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigurationError(f"ServerConfig has no field {name!r}{hint}")
+
+
+def _error(name: str, value: object, allowed: str) -> ConfigurationError:
+    return ConfigurationError(f"{name} cannot be {value!r}; it must be {allowed}")
+
+
+_INTEGERS = (
+    "port", "n_gpu_layers", "main_gpu", "context_size", "n_batch", "threads",
+    "n_ubatch", "threads_batch", "parallel", "cache_ram",
+)  # fmt: skip
+_BOOLEANS = (
+    "flash_attn", "embeddings", "mlock", "no_mmap", "rerank", "metrics", "slots",
+    "jinja", "fit",
+)  # fmt: skip
+_TEXTS = (
+    "model_path", "host", "tensor_split", "split_mode", "api_key", "mmproj_path",
+    "cache_type_k", "cache_type_v", "pooling", "alias", "reasoning_format",
+    "slot_save_path", "device",
+)  # fmt: skip
+# Fields that may be None, whatever their type is otherwise.
+_OPTIONAL = frozenset({
+    "model_path", "tensor_split", "api_key", "threads_batch", "mmproj_path", "pooling",
+    "alias", "reasoning_format", "slot_save_path", "device", "cache_ram",
+})  # fmt: skip
+
+
+def _check_types(config: ServerConfig) -> None:
+    for names, kind, allowed in (
+        (_INTEGERS, int, "a whole number"),
+        (_BOOLEANS, bool, "True or False"),
+        (_TEXTS, str, "text"),
+    ):
+        for name in names:
+            value = getattr(config, name)
+            if value is None and name in _OPTIONAL:
+                continue
+            if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+                secret = "***" if name == "api_key" else value
+                raise _error(name, secret, allowed)
+    for argument in config.extra_args:
+        if not isinstance(argument, str):
+            raise _error("extra_args", argument, "a list of text")
+
+
+_RANGES: dict[str, tuple[int, int, str]] = {
+    "port": (0, 65535, "1 to 65535, or 0 for any free one"),
+    "n_gpu_layers": (0, 2**31 - 1, "0 (none) or more; 99 is all of nearly any model"),
+    "main_gpu": (0, 15, "0 to 15"),
+    "context_size": (0, 2**31 - 1, "0 (the model's own) or more"),
+    "n_batch": (1, 2**31 - 1, "1 or more"),
+    "n_ubatch": (1, 2**31 - 1, "1 or more"),
+    "threads": (1, 4096, "1 or more"),
+    "threads_batch": (1, 4096, "1 or more, or None"),
+    "parallel": (1, 1024, "1 or more"),
+    "cache_ram": (0, 2**31 - 1, "0 (none) or more MiB"),
+}
+
+
+def _check_ranges(config: ServerConfig) -> None:
+    for name, (least, most, allowed) in _RANGES.items():
+        value = getattr(config, name)
+        if value is not None and not least <= value <= most:
+            raise _error(name, value, allowed)
+    for name, choices in (
+        ("split_mode", SPLIT_MODES),
+        ("cache_type_k", CACHE_TYPES),
+        ("cache_type_v", CACHE_TYPES),
+        ("pooling", POOLING_TYPES),
+        ("reasoning_format", REASONING_FORMATS),
+    ):
+        value = getattr(config, name)
+        if value is not None and value not in choices:
+            raise _error(name, value, "one of " + ", ".join(choices))
+
+
+# llama.cpp is built for at most this many devices: GGML_CUDA_MAX_DEVICES.
+MAX_DEVICES = 16
+
+
+def _check_text(config: ServerConfig) -> None:
+    # llama-server also takes lists and Unix sockets; this package speaks to one port.
+    if not re.fullmatch(r"[\w.:%-]+", config.host):
+        raise _error("host", config.host, "one address like '127.0.0.1'")
+    if config.model_path == "":
+        raise _error("model_path", "", "a path, or None until it is known")
+    if config.alias is not None and (not config.alias or "," in config.alias):
+        raise _error("alias", config.alias, "a name without commas, or None")
+    if config.api_key is not None and (
+        not config.api_key or "," in config.api_key or not config.api_key.isprintable()
+    ):
+        raise ConfigurationError(
+            "api_key must be printable text without commas: llama-server reads a "
+            "comma as the end of one key and the start of another"
+        )
+    for path in config.lora_paths:
+        if not path or "," in path:
+            raise _error(
+                "lora_path", path, "a path without a comma (llama-server splits there)"
+            )
+    if config.tensor_split is not None:
+        _check_tensor_split(config.tensor_split)
+    _check_extra_arguments(config.extra_args)
+
+
+def _check_tensor_split(text: str) -> None:
+    allowed = f"up to {MAX_DEVICES} numbers like '0.5,0.5', at least one above 0"
+    try:
+        shares = [float(part) for part in re.split(r"[,/]", text)]
+    except ValueError:
+        raise _error("tensor_split", text, allowed) from None
+    finite = all(0 <= share < float("inf") for share in shares)
+    if not finite or not any(shares) or len(shares) > MAX_DEVICES:
+        raise _error("tensor_split", text, allowed)
+
+
+def _check_extra_arguments(arguments: Sequence[str]) -> None:
+    for argument in arguments:
+        if re.match(r"--api[-_]key(=|$)", argument):
+            raise ConfigurationError(
+                "extra_args must not hold --api-key: everyone on the machine can read "
+                "a program's arguments; set api_key, which travels in the environment"
+            )
+
+
+def _check_combinations(config: ServerConfig) -> None:
+    if config.cache_type_v not in FLOAT_CACHE_TYPES and not config.flash_attn:
+        raise ConfigurationError(
+            f"cache_type_v={config.cache_type_v!r} needs flash attention; "
+            "set flash_attn=True, or a cache_type_v of f16, bf16 or f32"
+        )
+    if config.split_mode == "tensor" and not config.flash_attn:
+        raise ConfigurationError(
+            "split_mode='tensor' needs flash attention; set flash_attn=True"
+        )
+    if config.rerank and config.pooling not in (None, "rank"):
+        raise ConfigurationError(
+            f"rerank=True needs pooling='rank', not {config.pooling!r}"
+        )

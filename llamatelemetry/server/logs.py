@@ -1,0 +1,97 @@
+"""A server's log: read to the last byte, kept within bounds, readable at any time."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+MAX_LOG_BYTES = 4 * 2**20  # about 60,000 lines; the oldest are dropped
+MAX_LINE_BYTES = 16 * 2**10  # a longer line is cut into several
+_READ_BYTES = 64 * 2**10
+
+
+class LogBuffer:
+    """The last lines of a log. Any thread may read while one thread appends."""
+
+    def __init__(self, max_bytes: int = MAX_LOG_BYTES) -> None:
+        self._lines: deque[str] = deque()
+        self._bytes = 0
+        self._max_bytes = max_bytes
+        self._first = 0  # the number of the oldest line that is kept
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def append(self, line: str) -> None:
+        """Add one line; drop the oldest ones beyond the bound."""
+        with self._changed:
+            self._lines.append(line)
+            self._bytes += len(line)
+            while self._bytes > self._max_bytes and len(self._lines) > 1:
+                self._bytes -= len(self._lines.popleft())
+                self._first += 1
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Say that no line will come any more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    @property
+    def dropped(self) -> int:
+        """How many lines were dropped because of the bound."""
+        return self._first
+
+    def text(self) -> str:
+        """Return everything that is kept."""
+        with self._changed:
+            lines = list(self._lines)
+        return "".join(f"{line}\n" for line in lines)
+
+    def tail(self, count: int = 20) -> str:
+        """Return the last lines."""
+        with self._changed:
+            lines = list(self._lines)[-count:]
+        return "\n".join(lines)
+
+    def follow(self) -> Iterator[str]:
+        """Yield every line from the oldest kept on, then each as it comes.
+
+        Ends when the log ends. A reader slower than the bound misses lines.
+        """
+        number = 0
+        while True:
+            with self._changed:
+                while not self._closed and number >= self._first + len(self._lines):
+                    self._changed.wait()
+                start = max(number, self._first)
+                # By index: near its ends a deque finds one in constant time.
+                lines = [
+                    self._lines[place]
+                    for place in range(start - self._first, len(self._lines))
+                ]
+                if not lines and self._closed:
+                    return
+            number = start + len(lines)
+            yield from lines
+
+
+def read_lines(stream: BinaryIO, take: Callable[[str], None]) -> None:
+    """Read a pipe to its end and hand over each line as soon as it is whole."""
+    rest = b""
+    while chunk := stream.read(_READ_BYTES):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            _take_cut(line.rstrip(b"\r"), take)
+        while len(rest) > MAX_LINE_BYTES:
+            take(rest[:MAX_LINE_BYTES].decode("utf-8", "replace"))
+            rest = rest[MAX_LINE_BYTES:]
+    if rest:
+        take(rest.decode("utf-8", "replace"))
+
+
+def _take_cut(line: bytes, take: Callable[[str], None]) -> None:
+    for start in range(0, max(len(line), 1), MAX_LINE_BYTES):
+        take(line[start : start + MAX_LINE_BYTES].decode("utf-8", "replace"))

@@ -1,0 +1,475 @@
+"""ServerManager: start a llama-server, wait until it is ready, read it, stop it."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import enum
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Self
+
+from llamatelemetry._deadline import Deadline
+from llamatelemetry._http import HTTPClient
+from llamatelemetry.exceptions import (
+    ClientError,
+    ConfigurationError,
+    EngineNotFoundError,
+    LLCudaError,
+    PortInUseError,
+    ServerError,
+    ServerNotRunningError,
+    ServerTimeoutError,
+)
+from llamatelemetry.server import _process
+from llamatelemetry.server._preflight import check_files, decide, resolve_port
+from llamatelemetry.server._run import Run
+from llamatelemetry.server.config import ServerConfig
+from llamatelemetry.server.engine import EngineLike, build_environment, find_engine
+from llamatelemetry.server.events import Event, Exited, LoadProgress, Notice
+from llamatelemetry.server.failures import explain_end
+from llamatelemetry.server.flags import build_arguments
+from llamatelemetry.server.parsing import parse_arguments
+
+_POLL_SECONDS = 0.01
+_PROGRESS_SECONDS = 0.1
+_HEALTH_TIMEOUT = 2.0
+_FREE_PORT_STARTS = 3
+
+
+class ServerState(enum.Enum):
+    """Where a server is in its life."""
+
+    NEW = "new"  # nothing was started yet
+    STARTING = "starting"  # the process runs and loads the model
+    READY = "ready"  # it has answered that it takes requests
+    STOPPING = "stopping"  # stop() is at work
+    STOPPED = "stopped"  # ended because stop() was called
+    FAILED = "failed"  # ended by itself; `error` says why
+
+
+_ALIVE = (ServerState.STARTING, ServerState.READY)
+_NEXT: dict[ServerState, tuple[ServerState, ...]] = {
+    ServerState.NEW: (ServerState.STARTING,),
+    ServerState.STARTING: (
+        ServerState.READY,
+        ServerState.STOPPING,
+        ServerState.FAILED,
+    ),
+    ServerState.READY: (ServerState.STOPPING, ServerState.FAILED),
+    ServerState.STOPPING: (ServerState.STOPPED,),
+    ServerState.STOPPED: (ServerState.STARTING,),
+    ServerState.FAILED: (ServerState.STARTING,),
+}
+
+
+class ServerManager:
+    """Runs one llama-server at a time.
+
+    The server never outlives this Python process: the kernel ends it when the process
+    dies in any way.
+
+    Args:
+        config: What ``with`` and :meth:`restart` start. Others may be given to
+            :meth:`start_with_config` later.
+        engine: The engine, or a path to its program. None: see
+            :func:`llamatelemetry.server.find_engine`.
+        timeout: Seconds ``with`` and :meth:`restart` wait until it is ready.
+        environment: Environment variables for the server, over the inherited ones.
+
+    Examples:
+        >>> with ServerManager(ServerConfig("model.gguf", port=0)) as server:
+        ...     print(server.get_url())  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig | None = None,
+        *,
+        engine: EngineLike | None = None,
+        timeout: float = 600,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._requested = config
+        self._engine = engine
+        self._timeout = timeout
+        self._environment = dict(environment or {})
+        self._state = ServerState.NEW
+        self._error: LLCudaError | None = None
+        self._run: Run | None = None
+        self._lock = threading.RLock()  # guards the four values above
+        self._start_lock = threading.Lock()
+        self._stop_lock = threading.Lock()
+
+    # ── start ────────────────────────────────────────────────────────────────────
+
+    def start_with_config(self, config: ServerConfig) -> bool:
+        """Start the server; return True once the process runs.
+
+        It still has to load the model: see :meth:`wait_until_ready`.
+
+        Raises:
+            ConfigurationError: A value cannot work with this engine or machine.
+            ModelError: The model is missing, empty or not GGUF.
+            PortInUseError: Something else listens on the port.
+            EngineNotFoundError: No engine was found.
+            ServerError: This manager's server is running already.
+        """
+        with self._start_lock:
+            if self.is_running():
+                raise ServerError(
+                    f"this server is running already at {self.get_url()}; "
+                    "call stop() or restart() first, or use another ServerManager"
+                )
+            self._requested = config
+            self._start(config)
+        return True
+
+    def start(self, args: str, *, api_key: str | None = None) -> bool:
+        """Start the server with llama-server's own arguments in one string.
+
+        Old and new spellings are understood. What ServerConfig has no field for is
+        passed on as it is; what is left out has ServerConfig's default.
+
+        Args:
+            args: Like ``"-m model.gguf -ngl 99 -c 4096"``, quoted as in a shell.
+            api_key: The key clients must send. An ``--api-key`` in ``args`` works
+                too and is moved to the environment.
+
+        Raises:
+            ConfigurationError: An argument cannot be understood.
+            LLCudaError: As :meth:`start_with_config`.
+        """
+        config = parse_arguments(args)
+        if api_key is not None:
+            config = config.replace(api_key=api_key)
+        return self.start_with_config(config)
+
+    def _start(self, config: ServerConfig) -> None:
+        engine = find_engine(self._engine)
+        check_files(config)
+        decisions = decide(config)
+        config = resolve_port(config)
+        command = [
+            *engine.command,
+            *build_arguments(
+                config,
+                engine.capabilities(),
+                engine_name=str(engine),
+                threads=decisions.threads,
+                threads_batch=decisions.threads_batch,
+                cache_ram=decisions.cache_ram,
+                pooling=decisions.pooling,
+                memory_log=True,
+            ),
+        ]
+        environment = build_environment(
+            engine, api_key=config.api_key, environment=self._environment
+        )
+        try:
+            process = _process.start(command, environment=environment)
+        except OSError as error:
+            raise EngineNotFoundError(
+                f"{command[0]} cannot be started: {error}"
+            ) from error
+        run = Run(config, command, process, self._settle)
+        for text in decisions.notices:
+            run.add(Notice(text))
+        with self._lock:
+            self._run, self._error = run, None
+            self._transition(ServerState.STARTING)
+        _stop_at_exit(self)
+        run.begin()
+
+    # ── wait ─────────────────────────────────────────────────────────────────────
+
+    def wait_until_ready(
+        self,
+        timeout: float = 60,
+        *,
+        progress: Callable[[LoadProgress], None] | None = None,
+    ) -> bool:
+        """Wait until the server takes requests.
+
+        Args:
+            timeout: Seconds to wait at most. When they are over the server goes on
+                loading, and this may be called again.
+            progress: Called with each step of loading.
+
+        Returns:
+            True when it is ready; False when the time is over or when it has ended:
+            then ``state`` is FAILED and ``error`` says why.
+
+        Raises:
+            ServerNotRunningError: Nothing was started.
+        """
+        if self._run is None:
+            raise ServerNotRunningError(
+                "nothing was started; call start_with_config(config) first"
+            )
+        deadline = Deadline.after(timeout)
+        for more_ports in reversed(range(_FREE_PORT_STARTS)):
+            if self._wait(self._run, deadline, progress):
+                return True
+            if not (more_ports and self._lost_free_port()):
+                break
+            self._start(self._requested_config())
+        return False
+
+    def _wait(
+        self,
+        run: Run,
+        deadline: Deadline,
+        progress: Callable[[LoadProgress], None] | None,
+    ) -> bool:
+        next_report = 0.0
+        with contextlib.closing(HTTPClient(run.config.url)) as connection:
+            while self._is_alive(run):
+                if self._state is ServerState.READY:
+                    return True
+                if run.listens() and _answers_ready(connection):
+                    return self._become_ready(run)
+                if time.monotonic() >= next_report:
+                    next_report = time.monotonic() + _PROGRESS_SECONDS
+                    step = run.note_progress()
+                    if step is not None and progress is not None:
+                        progress(step)
+                if deadline.expired:
+                    return False
+                run.wait_for_event(min(_POLL_SECONDS, deadline.remaining))
+        return False
+
+    def _lost_free_port(self) -> bool:
+        """Whether another program took the free port before the server could."""
+        return (
+            isinstance(self.error, PortInUseError)
+            and self._requested_config().port == 0
+        )
+
+    def _become_ready(self, run: Run) -> bool:
+        with self._lock:
+            if run is self._run and self._state is ServerState.STARTING:
+                run.was_ready = True
+                self._transition(ServerState.READY)
+            return self._state is ServerState.READY
+
+    # ── look ─────────────────────────────────────────────────────────────────────
+
+    def is_running(self) -> bool:
+        """Whether the server process runs, ready or still loading."""
+        run = self._run
+        return run is not None and self._is_alive(run)
+
+    @property
+    def state(self) -> ServerState:
+        """Where the server is in its life, asked for now."""
+        if self._run is not None:
+            self._settle(self._run)
+        return self._state
+
+    @property
+    def error(self) -> LLCudaError | None:
+        """Why the server ended by itself, ready to be raised; None if it did not."""
+        return self._error if self.state is ServerState.FAILED else None
+
+    def raise_if_failed(self) -> None:
+        """Raise the error that says why the server ended by itself, if it did."""
+        error = self.error
+        if error is not None:
+            raise error
+
+    @property
+    def config(self) -> ServerConfig | None:
+        """What the server was started with, with its real port; else what was given."""
+        return self._run.config if self._run is not None else self._requested
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process id, or None while it does not run."""
+        return self._run.process.pid if self._run and self.is_running() else None
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The program and arguments of the last start; never holds a key."""
+        return self._run.command if self._run is not None else ()
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """What happened since the last start, as typed values, oldest first."""
+        return self._run.events if self._run is not None else ()
+
+    def get_url(self) -> str:
+        """Return the server's base URL, like ``http://127.0.0.1:8080``.
+
+        Raises:
+            ServerNotRunningError: Nothing was started and the port is not known yet.
+        """
+        config = self.config
+        if config is None or config.port == 0:
+            raise ServerNotRunningError(
+                "nothing was started, so there is no URL yet; call start_with_config"
+            )
+        return config.url
+
+    def get_logs(self) -> str:
+        """Return the log of the last start, stdout and stderr together.
+
+        The oldest lines are dropped beyond about 4 MiB. Works after the end too.
+        """
+        return self._run.log.text() if self._run is not None else ""
+
+    def follow_logs(self) -> Iterator[str]:
+        """Yield the log's lines from the beginning, then each as it comes.
+
+        Ends when the server ends.
+        """
+        return self._run.log.follow() if self._run is not None else iter(())
+
+    # ── end ──────────────────────────────────────────────────────────────────────
+
+    def stop(self) -> None:
+        """Stop the server; quiet when none runs.
+
+        It is asked to end, asked again after 2 seconds, and killed a second later,
+        with everything it started. Streams that are still open break.
+        """
+        with self._stop_lock:
+            run = self._run
+            if run is None or not self._is_alive(run):
+                return
+            with self._lock:
+                if self._state not in _ALIVE:
+                    return
+                self._transition(ServerState.STOPPING)
+            code = run.process.stop()
+            run.finish()
+            run.add(Exited(code))
+            with self._lock:
+                self._transition(ServerState.STOPPED)
+            _running.discard(self)
+
+    def restart(self) -> None:
+        """Stop the server, start it again, and wait until it is ready.
+
+        Raises:
+            ServerTimeoutError: It was not ready in the manager's timeout.
+            LLCudaError: As :meth:`start_with_config`, or why it ended.
+        """
+        config = self._requested_config()
+        self.stop()
+        self.start_with_config(config)
+        self._require_ready()
+
+    def __enter__(self) -> Self:
+        self.start_with_config(self._requested_config())
+        try:
+            self._require_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        parts = [self.state.value]
+        if self._run is not None:
+            config = self._run.config
+            parts += [config.url, f"model {config.model_alias!r}"]
+            if self.pid is not None:
+                parts.append(f"pid {self.pid}")
+        return f"<ServerManager {', '.join(parts)}>"
+
+    # ── inside ───────────────────────────────────────────────────────────────────
+
+    def _requested_config(self) -> ServerConfig:
+        if self._requested is None:
+            raise ConfigurationError(
+                "no configuration: use ServerManager(config) or start_with_config"
+            )
+        return self._requested
+
+    def _require_ready(self) -> None:
+        if self.wait_until_ready(self._timeout):
+            return
+        self.raise_if_failed()
+        run = self._run
+        raise ServerTimeoutError(
+            f"the server was not ready in {self._timeout:g} s; a large model may need "
+            "more: ServerManager(config, timeout=...)",
+            log_tail=run.log.tail() if run is not None else "",
+        )
+
+    def _is_alive(self, run: Run) -> bool:
+        self._settle(run)
+        return run is self._run and self._state in _ALIVE
+
+    def _settle(self, run: Run) -> None:
+        """If the process has ended by itself, become FAILED and say why."""
+        code = run.process.poll()
+        if code is None or self._state not in _ALIVE:
+            return
+        run.finish()
+        with self._lock:
+            if run is not self._run or self._state not in _ALIVE:
+                return
+            self._error = explain_end(
+                run.config,
+                run.events,
+                command=run.command,
+                exit_code=code,
+                log_tail=run.log.tail(),
+                was_ready=run.was_ready,
+            )
+            run.add(Exited(code))
+            self._transition(ServerState.FAILED)
+        _running.discard(self)
+
+    def _transition(self, state: ServerState) -> None:
+        if state not in _NEXT[self._state]:
+            raise ServerError(
+                f"a {self._state.value} server cannot become {state.value}"
+            )
+        self._state = state
+
+
+def _answers_ready(connection: HTTPClient) -> bool:
+    try:
+        reply = connection.request(
+            "GET",
+            "/health",
+            connect_timeout=_HEALTH_TIMEOUT,
+            silence_timeout=_HEALTH_TIMEOUT,
+        )
+    except ClientError:
+        return False
+    return reply.status == 200  # noqa: PLR2004 - HTTP's OK
+
+
+# Held here so that a manager nobody names any more still stops its server at exit.
+_running: set[ServerManager] = set()
+_exit_process: int | None = None
+
+
+def _stop_at_exit(manager: ServerManager) -> None:
+    global _exit_process  # noqa: PLW0603 - one handler per process, also after a fork
+    if _exit_process != os.getpid():
+        _exit_process = os.getpid()
+        _running.clear()
+        atexit.register(_stop_all, os.getpid())
+    _running.add(manager)
+
+
+def _stop_all(process: int) -> None:
+    if process == os.getpid():  # a fork inherits the handler, not the servers
+        for manager in list(_running):
+            manager.stop()

