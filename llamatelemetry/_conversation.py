@@ -67,7 +67,7 @@ class Conversation:
         """Forget everything but the system message."""
         self._messages = list(self._first)
 
-    def ask(self, question: str, **sampling: Any) -> Answer:
+    def ask(self, question: str, *, max_tokens: int = 1024, **more: Any) -> Answer:
         """Print the answer as it comes; Ctrl-C stops it and keeps what came.
 
         Raises:
@@ -77,7 +77,7 @@ class Conversation:
         began = time.monotonic()
         first: float | None = None
         with self._client.chat_completion_stream(
-            asked, max_tokens=1024, **sampling
+            asked, max_tokens=max_tokens, **more
         ) as stream:
             try:
                 for chunk in stream:

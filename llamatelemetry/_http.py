@@ -108,8 +108,8 @@ class Reply:
             ) from error
 
 
-class _PlainConnection(HTTPConnection):
-    """A connection that tells its socket, so that another thread can end it."""
+class _TellsSocket:
+    """Makes a connection tell its socket, so that another thread can end it."""
 
     def __init__(
         self, *args: Any, on_connect: Callable[[Any], None], **options: Any
@@ -118,22 +118,16 @@ class _PlainConnection(HTTPConnection):
         self._on_connect = on_connect
 
     def connect(self) -> None:
-        super().connect()
-        self._on_connect(self.sock)
+        super().connect()  # type: ignore[misc]
+        self._on_connect(self.sock)  # type: ignore[attr-defined]
 
 
-class _SecureConnection(HTTPSConnection):
-    """The same with TLS."""
+class _PlainConnection(_TellsSocket, HTTPConnection):
+    pass
 
-    def __init__(
-        self, *args: Any, on_connect: Callable[[Any], None], **options: Any
-    ) -> None:
-        super().__init__(*args, **options)
-        self._on_connect = on_connect
 
-    def connect(self) -> None:
-        super().connect()
-        self._on_connect(self.sock)
+class _SecureConnection(_TellsSocket, HTTPSConnection):
+    pass
 
 
 class _Channel(HTTPAdapter):

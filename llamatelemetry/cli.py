@@ -73,46 +73,73 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    demo = commands.add_parser(
-        "demo",
-        help="start a server with the demo model, ask three questions, stop it",
-        description="Prove that everything works here: start an engine with the demo "
-        "model, ask it three questions, print what was measured, and stop it.",
+    _describe_demo(
+        commands.add_parser(
+            "demo",
+            help="start a server with the demo model, ask three questions, stop it",
+            description="Prove that everything works here: start an engine with the "
+            "demo model, ask it three questions, print what was measured, stop it.",
+        )
     )
-    _add_engine(demo)
-    demo.set_defaults(run=_demo)
-
-    serve = commands.add_parser(
-        "serve",
-        help="run a server in the foreground until Ctrl-C",
-        description="Run a server in the foreground; its log goes to stderr, Ctrl-C "
-        "stops it. Every argument of llama-server may follow the model. Without "
-        "--port any free port is taken; the URL is printed once it is ready. The "
-        "key clients must send is read from the variable LLAMA_API_KEY.",
-        epilog="Example: llamatelemetry serve model.gguf -ngl 99 -c 8192 -fa on",
+    _describe_serve(
+        commands.add_parser(
+            "serve",
+            help="run a server in the foreground until Ctrl-C",
+            description="Run a server in the foreground; its log goes to stderr, "
+            "Ctrl-C stops it. Every argument of llama-server may follow the model. "
+            "Without --port any free port is taken; the URL is printed once it is "
+            "ready. The key clients must send is read from LLAMA_API_KEY.",
+            epilog="Example: llamatelemetry serve model.gguf -ngl 99 -c 8192 -fa on",
+        )
     )
-    serve.add_argument("model", metavar="MODEL", help="a GGUF file, or 'demo'")
-    _add_engine(serve)
-    serve.set_defaults(run=_serve)
-
-    chat = commands.add_parser(
-        "chat",
-        help="talk to a model in the terminal",
-        description="Talk to a model, or to a server that runs already. Ctrl-C stops "
-        "the answer, Ctrl-D or /exit leaves, /clear begins anew.",
+    _describe_chat(
+        commands.add_parser(
+            "chat",
+            help="talk to a model in the terminal",
+            description="Talk to a model, or to a server that runs already (its key "
+            "is read from LLAMA_API_KEY). Ctrl-C stops the answer, Ctrl-D or /exit "
+            "leaves, /clear begins anew.",
+        )
     )
-    target = chat.add_mutually_exclusive_group()
-    target.add_argument(
-        "model", nargs="?", metavar="MODEL", help="a GGUF file, or 'demo'"
-    )
-    target.add_argument("--url", help="a running server; its key: LLAMA_API_KEY")
-    chat.add_argument("--system", help="a system message")
-    chat.add_argument("--gpu-layers", type=int, default=99, metavar="N")
-    chat.add_argument("--context-size", type=int, metavar="TOKENS")
-    _add_engine(chat)
-    chat.set_defaults(run=_chat)
     return parser
+
+
+def _describe_demo(parser: argparse.ArgumentParser) -> None:
+    _add_engine(parser)
+    parser.set_defaults(run=_demo)
+
+
+def _describe_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a GGUF file, or 'demo'")
+    _add_engine(parser)
+    parser.set_defaults(run=_serve)
+
+
+def _describe_chat(parser: argparse.ArgumentParser) -> None:
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a GGUF file, or 'demo', which is the default",
+    )
+    target.add_argument("--url", help="a server that runs already")
+    parser.add_argument("--system", metavar="TEXT", help="a system message")
+    parser.add_argument(
+        "--gpu-layers",
+        type=int,
+        default=99,
+        metavar="N",
+        help="layers on the GPU; all of them unless said",
+    )
+    parser.add_argument(
+        "--context-size",
+        type=int,
+        metavar="TOKENS",
+        help="4096 unless said; 512 for the demo model",
+    )
+    _add_engine(parser)
+    parser.set_defaults(run=_chat)
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:

@@ -8,29 +8,21 @@ a comment, which llama-server sends as a ping.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import TypeAlias
 
 __all__ = ["Event", "EventDecoder"]
 
+Event: TypeAlias = tuple[str, bytes]
+"""An event's name, "message" if it has none, and its data, lines joined by LF."""
+
 _LINE_END = re.compile(rb"\r\n|\n|\r")
-
-
-class Event(NamedTuple):
-    """One event.
-
-    Attributes:
-        data: Its data; lines joined by a line feed.
-        name: Its name; "message" if it has none.
-    """
-
-    data: bytes
-    name: str = "message"
 
 
 class EventDecoder:
     """Puts events together from blocks that may be cut anywhere."""
 
     def __init__(self) -> None:
+        self._between_events = True
         self._rest = b""
         self._data: list[bytes] = []
         self._name = ""
@@ -40,17 +32,18 @@ class EventDecoder:
         """Take the next block and return the events that are whole now."""
         if (
             # What llama-server sends, one event in one block, is taken at one look.
-            block.startswith(b"data: ")
+            self._between_events
+            and block.startswith(b"data: ")
             and block.endswith(b"\n\n")
-            and not self._rest
-            and not self._data
-            and not self._name
-            and block.find(b"\n") == len(block) - 2
+            and block.count(b"\n") == 2  # noqa: PLR2004 -- those at its end
             and b"\r" not in block
-            and not self._after_return
         ):
-            return [Event(block[6:-2])]
-        return self._feed_lines(block)
+            return [("message", block[6:-2])]
+        events = self._feed_lines(block)
+        self._between_events = not (
+            self._rest or self._data or self._name or self._after_return
+        )
+        return events
 
     def _feed_lines(self, block: bytes) -> list[Event]:
         if self._after_return:  # the line feed of a CR LF that was cut in two
@@ -87,6 +80,4 @@ class EventDecoder:
     def _end_event(self) -> Event | None:
         data, name = self._data, self._name
         self._data, self._name = [], ""
-        if not data:
-            return None
-        return Event(b"\n".join(data), name or "message")
+        return (name or "message", b"\n".join(data)) if data else None

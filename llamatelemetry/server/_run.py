@@ -108,9 +108,9 @@ class Run:
     def _read_log(self) -> None:
         with self.process.output as output:
             read_lines(output, self._take_line)
-        self.log.close()
         self.process.wait()
         self._on_end(self)
+        self.log.close()  # last: whoever follows the log then finds the error
 
     def _take_line(self, line: str) -> None:
         self.log.append(line)

@@ -10,15 +10,15 @@ as any program (exit code -15), SIGINT with exit code 0, both at once.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import struct
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from llamatelemetry.server._interrupt import end_on_interrupt
 from llamatelemetry.server.flags import (
     FLAG_OF_SPELLING,
     FLAGS,
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _ACTIONS = frozenset({"--help", "--version"})
-_COLUMN = 40  # where llama-server's help texts begin
+_HELP_COLUMN = 40  # where llama-server's help texts begin
+_HELP_WIDTH = 70
 _HEADING = "----- llama-server params of the embedded engine -----"
 
 
@@ -63,31 +64,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 1 if the server could not be started, 0 after ``--help`` and
         ``--version``. While the server runs, this does not return.
     """
+    end_on_interrupt()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        given = _read(sys.argv[1:] if arguments is None else arguments)
-        xllamacpp = _import_xllamacpp()
-        if any(item.flag.flag == "--version" for item in given):
-            sys.stderr.write(_version(xllamacpp))
-            return 0
-        # Also with --help: a bad value is told, as llama-server does.
-        parameters = _parameters(xllamacpp, given)
-        if any(item.flag.flag == "--help" for item in given):
-            sys.stdout.write(_help())
-            return 0
-        if not parameters.model.path:
-            raise _BadArgumentError(
-                "error: no model; give one with -m (the embedded engine has no "
-                "router mode)"
-            )
+        return _run(sys.argv[1:] if arguments is None else arguments)
     except _BadArgumentError as error:
         sys.stderr.write(f"{error}\n")
         return 1
+
+
+def _run(arguments: Sequence[str]) -> int:
+    given = _read(arguments)
+    xllamacpp = _import_xllamacpp()
+    # First of all: a bad value is told also beside --help, as llama-server does.
+    parameters = _parameters(xllamacpp, given)
+    if any(item.flag.flag == "--version" for item in given):
+        sys.stderr.write(_version(xllamacpp))
+        return 0
+    if any(item.flag.flag == "--help" for item in given):
+        sys.stdout.write(_help())
+        return 0
+    if not parameters.model.path:
+        raise _BadArgumentError(
+            "error: no model; give one with -m (the embedded engine has no router mode)"
+        )
     return _serve(xllamacpp, parameters)
 
 
 def _serve(xllamacpp: ModuleType, parameters: Any) -> int:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _end_on_interrupt()
     try:
         # Loads the model; serves from threads of its own. Kept for good: its
         # destructor waits up to 30 s for streaming clients.
@@ -354,15 +358,17 @@ def _help_entry(flag: Flag) -> str:
     spellings = sorted(
         (flag.flag, *flag.aliases), key=lambda text: text.startswith("--")
     )
-    head = ", ".join([*spellings, *flag.negated])
+    first, *others = (*spellings, *flag.negated)
+    head = f"{first}, ".ljust(7) + ", ".join(others) if others else first
     if flag.value:
         head += f" {flag.value}"
-    text = flag.help
+    lines = textwrap.wrap(flag.help, _HELP_WIDTH)
     if flag.kind == "choice":
-        text += f"\n{' ' * _COLUMN}allowed values: {', '.join(flag.choices)}"
-    if len(head) < _COLUMN:
-        return f"{head:<{_COLUMN}}{text}"
-    return f"{head}\n{' ' * _COLUMN}{text}"
+        lines.append(f"allowed values: {', '.join(flag.choices)}")
+    if len(head) >= _HELP_COLUMN:
+        lines.insert(0, "")
+    text = f"\n{' ' * _HELP_COLUMN}".join(lines)
+    return f"{head:<{_HELP_COLUMN}}{text}" if lines[0] else f"{head}{text}"
 
 
 def _version(xllamacpp: ModuleType) -> str:
@@ -373,49 +379,6 @@ def _version(xllamacpp: ModuleType) -> str:
         f"version: {version.rpartition('.')[2]} (xllamacpp {version})\n"
         f"built with {build['compiler']} for {build['build_target']}\n"
     )
-
-
-# ── signals ──────────────────────────────────────────────────────────────────────────
-
-
-def _end_on_interrupt() -> None:
-    """Make SIGINT end the process at once with exit code 0, in every state.
-
-    A Python handler is enough once the server runs. While the model loads, C++ holds
-    the interpreter lock and no Python code runs. So libc is asked to call _exit(0)
-    when a byte comes through a pipe, which CPython's own C handler writes there.
-    """
-    signal.signal(signal.SIGINT, _exit_quietly)
-    if sys.platform != "linux" or sys.maxsize < 2**32:
-        return
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "aio_read") and hasattr(libc, "gnu_get_libc_version"):
-        libc.aio_read(_exit_when_readable(libc, reader))
-
-
-_SIGEV_THREAD = 2
-_KEPT: list[object] = []  # libc goes on using them
-
-
-def _exit_when_readable(libc: ctypes.CDLL, reader: int) -> ctypes.Array[ctypes.c_char]:
-    """Return glibc's ``struct aiocb``: read one byte, then call _exit(0)."""
-    byte = ctypes.create_string_buffer(1)
-    request = ctypes.create_string_buffer(256)
-    struct.pack_into("i", request, 0, reader)  # aio_fildes
-    struct.pack_into("PN", request, 16, ctypes.addressof(byte), 1)  # aio_buf, _nbytes
-    # aio_sigevent: value 0, signal number, notify, function
-    function = ctypes.cast(libc._exit, ctypes.c_void_p).value  # noqa: SLF001 - its name
-    struct.pack_into("qiiP", request, 32, 0, 0, _SIGEV_THREAD, function)
-    _KEPT.extend((byte, request))
-    return request
-
-
-def _exit_quietly(_number: int, _frame: object) -> NoReturn:
-    # os._exit, because the server's destructor waits for streaming clients.
-    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ or ``llama`` on PATH, and last the embedded engine, where ``xllamacpp`` is insta
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -158,10 +159,16 @@ def _resolve(program: str, source: _NamedBy) -> str:
 
 
 def _on_path() -> Engine | None:
-    for name in ("llama-server", "llama"):
-        program = shutil.which(name)
-        if program is not None:
-            return _engine_of(program, [], "PATH")
+    program = shutil.which("llama-server")
+    if program is not None:
+        return _engine_of(program, [], "PATH")
+    program = shutil.which("llama")
+    if program is not None:
+        engine = _engine_of(program, [], "PATH")
+        # Other programs have that name too; such a one is passed over.
+        with contextlib.suppress(EngineNotFoundError):
+            engine.capabilities()
+            return engine
     return None
 
 
@@ -176,12 +183,18 @@ def _engine_of(
     return Engine((program, *arguments), source, library_path=_libraries_of(program))
 
 
+# Their libraries are found anyway, and must not come before the user's own.
+_SYSTEM_FOLDERS = frozenset({"/bin", "/usr/bin", "/usr/local/bin"})
+
+
 def _libraries_of(program: str) -> tuple[str, ...]:
     """Return the folders beside a program that hold llama.cpp's libraries.
 
     Official builds find them by themselves; some unpacked ones do not.
     """
     folder = Path(program).resolve().parent
+    if str(folder) in _SYSTEM_FOLDERS:
+        return ()
     return tuple(
         str(place)
         for place in (folder, folder.parent / "lib")
@@ -239,7 +252,7 @@ def _capabilities(engine: Engine, identity: FileIdentity) -> Capabilities:
     try:
         return read_capabilities(done.stdout)
     except ConfigurationError as error:
-        raise EngineNotFoundError(f"{engine} is no llama-server: {error}") from None
+        raise EngineNotFoundError(f"{engine} is no engine: {error}") from None
 
 
 # They would reach a server that has no use for them, and each of its children.

@@ -381,7 +381,9 @@ class _Writer:
             self.add("--slot-save-path", config.slot_save_path)
         if config.cache_ram:
             self.add("--cache-ram", config.cache_ram)
-        elif config.cache_ram == 0 or cache_ram is not None:
-            # An engine without this cache needs no limit on it.
-            self.add_if_known("--cache-ram", config.cache_ram or cache_ram or 0)
+        else:
+            limit = cache_ram if config.cache_ram is None else 0
+            if limit is not None:
+                # An engine without this cache needs no limit on it.
+                self.add_if_known("--cache-ram", limit)
         self.add_if_known("--no-webui")

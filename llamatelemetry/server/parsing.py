@@ -35,8 +35,7 @@ _LOAD_MODES = {
     "mlock": (True, True),
 }
 
-# What an old engine took as "all": llama-server reads -2 so, and 99 is understood by
-# every build.
+# More than nearly any model has, and understood by every build, as "all" is not.
 _ALL_LAYERS = 99
 
 
@@ -106,9 +105,9 @@ class _Reader:
             del self.fields["alias"]  # what it would be anyway
 
     def _pass_on_unknown(self, word: str) -> None:
-        if "=" in word and normalize_spelling(word.split("=")[0]) in FLAG_OF_SPELLING:
-            name, value = word.split("=", 1)
-            secret = "VALUE" if "key" in name else value
+        name, equals, value = word.partition("=")
+        if equals and normalize_spelling(name) in FLAG_OF_SPELLING:
+            secret = "KEY" if "key" in name else value
             raise ConfigurationError(
                 f"llama-server does not take {name}=...; write {name} {secret}, "
                 "with a space"
@@ -138,7 +137,7 @@ class _Reader:
             self.fields["no_mmap"] = not positive
         elif flag.field is not None:
             self.fields[flag.field] = positive
-        else:
+        elif positive or flag.flag != "--ui":  # no web UI is what is always passed
             self.extra.append(word)
 
     def _read_value(self, flag: Flag, word: str) -> None:

@@ -1,0 +1,304 @@
+"""The shape of the code, as `docs/architecture.md` describes it, held by a machine."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "llamatelemetry"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# 0 facts, 1 doors and plain values, 2 domain, 3 services, 4 composition, 5 faces.
+FLOORS = {
+    "__init__": 5,
+    "exceptions": 0,
+    "_units": 0,
+    "_deadline": 0,
+    "_demo": 0,
+    "_http": 1,
+    "server/__init__": 5,
+    "server/_linux": 1,
+    "server/_process": 1,
+    "server/_run_with_parent": 1,
+    "server/config": 1,
+    "server/events": 2,
+    "server/failures": 2,
+    "server/flags": 2,
+    "server/parsing": 2,
+    "server/engine": 2,
+    "server/embedded": 2,
+    "server/_interrupt": 2,
+    "server/logs": 2,
+    "server/_preflight": 2,
+    "server/strays": 2,
+    "server/_run": 2,
+    "server/manager": 3,
+    "api/__init__": 5,
+    "api/_sse": 2,
+    "api/responses": 2,
+    "api/_parsing": 2,
+    "api/_requests": 2,
+    "api/_assembly": 2,
+    "api/_errors": 2,
+    "api/stream": 3,
+    "api/_transport": 3,
+    "api/_administration": 3,
+    "api/_text": 3,
+    "api/client": 3,
+    "_conversation": 5,
+    "cli": 5,
+}
+
+# The one module that may import each of these.
+DOORS = {
+    "requests": "_http",
+    "urllib3": "_http",
+    "subprocess": "server/_process",
+    "xllamacpp": "server/embedded",
+    "huggingface_hub": "setup/_hub",
+    "pynvml": "gpu/_nvml",
+    "matplotlib": "plots",
+    "ipywidgets": "widgets/_toolkit",
+    "IPython": "widgets/_toolkit",
+}
+
+MOST_MODULE_LINES = 300
+MOST_FUNCTION_LINES = 40
+
+
+def name_of(path: Path) -> str:
+    """Return a module's name in the tables above."""
+    return str(path.relative_to(PACKAGE).with_suffix(""))
+
+
+def room_of(name: str) -> str:
+    """Return the folder; all top modules are one room."""
+    return name.rpartition("/")[0]
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Yield the dotted names a module imports, but for type checking only."""
+    tree = ast.parse(path.read_text())
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            skipped.update(inner for part in node.body for inner in ast.walk(part))
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, "imports are absolute"
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}"
+
+
+def module_behind(dotted: str) -> str | None:
+    """Return the module of this package that a dotted name leads to."""
+    parts = dotted.split(".")
+    if parts[0] != "llamatelemetry":
+        return None
+    for length in range(len(parts), 0, -1):
+        place = PACKAGE.joinpath(*parts[1:length])
+        if place.with_suffix(".py").is_file():
+            return name_of(place.with_suffix(".py"))
+        if (place / "__init__.py").is_file():
+            return name_of(place / "__init__.py")
+    return None
+
+
+def test_every_module_has_a_floor() -> None:
+    """The table lists the modules that exist, and no others."""
+    assert sorted(map(name_of, MODULES)) == sorted(FLOORS)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_go_down_or_stay_in_the_room(path: Path) -> None:
+    """A module imports lower floors and its own room only."""
+    name = name_of(path)
+    for dotted in imports_of(path):
+        other = module_behind(dotted)
+        if other in (None, "__init__"):  # the shop window is asked for the version
+            continue
+        assert other is not None
+        assert room_of(other) == room_of(name) or FLOORS[other] < FLOORS[name], other
+
+
+def test_server_and_client_do_not_know_each_other() -> None:
+    """Only composition and faces know both; the client may know the configuration."""
+    for path in MODULES:
+        name = name_of(path)
+        others = {module_behind(dotted) or "" for dotted in imports_of(path)}
+        if room_of(name) == "server":
+            assert not any(room_of(other) == "api" for other in others), name
+        if room_of(name) == "api":
+            known = {other for other in others if room_of(other) == "server"}
+            assert known <= {"server/config"}, name
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_each_library_has_one_door(path: Path) -> None:
+    """A third-party library, or subprocess, is imported by its one module only."""
+    for dotted in imports_of(path):
+        library = dotted.split(".")[0]
+        assert DOORS.get(library, name_of(path)) == name_of(path), library
+
+
+def code_lines(path: Path) -> set[int]:
+    """Return the numbers of the lines that hold code: no comments, no docstrings."""
+    lines: set[int] = set()
+    quiet = {
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENDMARKER,
+        tokenize.ENCODING,
+    }
+    with path.open("rb") as file:
+        for token in tokenize.tokenize(file.readline):
+            if token.type not in quiet:
+                lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(path.read_text())):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and is_docstring(body[0]):
+            lines -= set(range(body[0].lineno, body[0].end_lineno + 1))
+    return lines
+
+
+def is_docstring(node: ast.AST) -> bool:
+    """Whether a statement is nothing but a text."""
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_rooms_are_small(path: Path) -> None:
+    """Modules and functions stay under their limits, signatures not counted."""
+    lines = code_lines(path)
+    tree = ast.parse(path.read_text())
+    signatures = 0
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            first = node.body[0].lineno
+            own = lines & set(range(first, (node.end_lineno or first) + 1))
+            assert len(own) < MOST_FUNCTION_LINES, node.name
+            signatures += len(lines & set(range(node.lineno, first)))
+    assert len(lines) - signatures < MOST_MODULE_LINES
+
+
+def test_the_environment_is_never_written() -> None:
+    """No module assigns to os.environ or calls what changes it."""
+    for path in MODULES:
+        text = path.read_text()
+        for forbidden in ("environ[", "putenv", "environ.update", "environ.setdefault"):
+            assert forbidden not in text.replace("os.environ[name] for", ""), path
+
+
+IMPORT_PROBE = """
+import sys
+events = []
+sys.addaudithook(lambda name, arguments: events.append((name, str(arguments))))
+before = set(sys.modules)
+import llamatelemetry
+after = set(sys.modules)
+dir(llamatelemetry), llamatelemetry.__version__
+import json
+print(json.dumps([sorted(after - before), events]))
+"""
+
+
+def test_the_import_touches_nothing() -> None:
+    """`import llamatelemetry` loads no third-party module, opens no socket or file.
+
+    Reading the package's own source is all the disk it touches.
+    """
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", IMPORT_PROBE],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    modules, events = json.loads(done.stdout)
+    foreign = [
+        name
+        for name in modules
+        if name.split(".")[0] not in {"llamatelemetry", *sys.stdlib_module_names}
+    ]
+    touched = [
+        (name, arguments)
+        for name, arguments in events
+        if name.split(".")[0] in {"socket", "subprocess", "os", "shutil", "ctypes"}
+        and name not in {"os.listdir", "os.scandir"}  # the import system looks around
+    ]
+    opened = [
+        arguments
+        for name, arguments in events
+        if name == "open" and "llamatelemetry" not in arguments
+    ]
+    written = [
+        arguments
+        for name, arguments in events
+        if name == "open" and ("'w" in arguments or "'a" in arguments)
+    ]
+
+    assert foreign == []
+    assert touched == []
+    assert [
+        one for one in opened if "__pycache__" not in one and ".py" not in one
+    ] == []
+    assert written == []
+    assert len([name for name in modules if name.startswith("llamatelemetry")]) == 1
+
+
+def test_the_shop_window_is_small_and_complete() -> None:
+    """`__init__` has under 60 lines of code, and every name in it can be imported."""
+    import llamatelemetry
+
+    assert len(code_lines(PACKAGE / "__init__.py")) < 60
+    for name in llamatelemetry.__all__:
+        assert getattr(llamatelemetry, name) is not None
+        assert name in dir(llamatelemetry)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = llamatelemetry.no_such_name  # type: ignore[attr-defined]
+
+
+def test_every_test_says_what_it_proves() -> None:
+    """Each test function has a docstring that is a sentence."""
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                text = ast.get_docstring(node) or ""
+                assert text.split("\n\n")[0].endswith("."), f"{path.name}: {node.name}"
+
+
+def test_every_public_name_is_documented() -> None:
+    """Modules, and public classes and functions, have docstrings."""
+    for path in MODULES:
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree), path
+        for node in tree.body:
+            public = isinstance(node, (ast.ClassDef, ast.FunctionDef))
+            if public and not node.name.startswith("_"):  # type: ignore[union-attr]
+                assert ast.get_docstring(node), f"{path.name}: {node.name}"  # type: ignore[arg-type]
+
+
+def test_the_architecture_document_lists_every_module() -> None:
+    """docs/architecture.md names each module that exists."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    for path in MODULES:
+        if path.name != "__init__.py":
+            assert path.name in text, path.name
