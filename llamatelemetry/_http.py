@@ -1,33 +1,31 @@
-"""The one door to HTTP: the only import of requests in the package.
+"""HTTP to one server, from any number of threads.
 
-An :class:`HTTPClient` speaks to one base URL from any number of threads. Each request
-in flight has a connection to itself; connections that are done are kept for the next
-request. A reply that is being read can be closed from another thread, which ends the
-reader at once. Every error of requests, urllib3 and the socket leaves this module as
-:class:`ConnectionFailedError` or :class:`RequestTimeoutError`.
+Each request in flight has a connection to itself; connections that are done are kept
+for the next request. A reply that is being read can be closed from another thread,
+which ends the reader at once. What goes wrong is a :class:`ConnectionFailedError` or a
+:class:`RequestTimeoutError`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import json as json_module
 import re
-import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from http.client import HTTPException
 from typing import Any, NoReturn
 from urllib.parse import urlencode, urlsplit
 
-import requests
-import urllib3
-from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
-
+from llamatelemetry._connection import (
+    Connection,
+    RawReply,
+    checked_url,
+    is_loopback,
+    surroundings_of,
+)
 from llamatelemetry._deadline import Deadline
 from llamatelemetry.exceptions import (
     ClientError,
@@ -36,7 +34,14 @@ from llamatelemetry.exceptions import (
     RequestTimeoutError,
 )
 
-__all__ = ["HTTPClient", "Reply", "StreamedReply", "is_loopback"]
+__all__ = [
+    "CONNECT_TIMEOUT",
+    "SILENCE_TIMEOUT",
+    "HTTPClient",
+    "Reply",
+    "StreamedReply",
+    "is_loopback",
+]
 
 CONNECT_TIMEOUT = 5.0
 """Seconds to open a connection: generous for a network, instant on loopback."""
@@ -44,37 +49,11 @@ CONNECT_TIMEOUT = 5.0
 SILENCE_TIMEOUT = 30.0
 """Seconds without a byte after which a server is taken for dead."""
 
-_BLOCK_BYTES = 65536
 _MAXIMUM_IDLE = 32
 """Connections kept; more than this many requests at a time is not our use."""
 
 _ASSUMED_KEEP_ALIVE = 60.0
 """Seconds an idle connection is used again where the server states no limit."""
-
-_LIBRARY_ERRORS = (
-    requests.RequestException,
-    urllib3.exceptions.HTTPError,
-    HTTPException,
-    OSError,
-)
-_TIMEOUT_ERRORS = (
-    requests.ReadTimeout,
-    urllib3.exceptions.ReadTimeoutError,
-    TimeoutError,
-)
-
-
-def is_loopback(url: str) -> bool:
-    """Return whether a URL names this machine itself."""
-    host = urlsplit(url).hostname or ""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    # 0.0.0.0 and :: reach loopback when connected to.
-    return address.is_loopback or address.is_unspecified
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,75 +87,20 @@ class Reply:
             ) from error
 
 
-class _TellsSocket:
-    """Makes a connection tell its socket, so that another thread can end it."""
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What is sent, and how long it may take, in seconds."""
 
-    def __init__(
-        self, *args: Any, on_connect: Callable[[Any], None], **options: Any
-    ) -> None:
-        super().__init__(*args, **options)
-        self._on_connect = on_connect
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    body: bytes | None
+    connect_timeout: float
+    silence_timeout: float
+    total_timeout: float | None
 
-    def connect(self) -> None:
-        super().connect()  # type: ignore[misc]
-        self._on_connect(self.sock)  # type: ignore[attr-defined]
-
-
-class _PlainConnection(_TellsSocket, HTTPConnection):
-    pass
-
-
-class _SecureConnection(_TellsSocket, HTTPSConnection):
-    pass
-
-
-class _Channel(HTTPAdapter):
-    """One connection, used by one request at a time, and its socket.
-
-    Attributes:
-        socket: The connected socket, or None before the first connection.
-        connections: How many connections were opened here.
-        ended: Whether another thread has ended it.
-        fresh_until: Monotonic time up to which the server keeps it open when idle.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(pool_connections=1, pool_maxsize=1)
-        self.socket: socket.socket | None = None
-        self.connections = 0
-        self.ended = False
-        self.fresh_until = 0.0
-
-    def get_connection_with_tls_context(
-        self,
-        request: requests.PreparedRequest,
-        verify: Any,
-        proxies: Any = None,
-        cert: Any = None,
-    ) -> Any:
-        pool: Any = super().get_connection_with_tls_context(
-            request, verify, proxies, cert
-        )
-        if "on_connect" not in pool.conn_kw:
-            secure = pool.scheme == "https"
-            pool.ConnectionCls = _SecureConnection if secure else _PlainConnection
-            pool.conn_kw["on_connect"] = self._connected
-        return pool
-
-    def _connected(self, connected: socket.socket) -> None:
-        self.socket = connected
-        self.connections += 1
-        if self.ended:  # ended while it was connecting
-            self.end()
-
-    def end(self) -> None:
-        """Break the connection under a reader of another thread; never blocks."""
-        self.ended = True
-        if self.socket is not None:
-            with contextlib.suppress(OSError):
-                # Past ssl.SSLSocket.shutdown, which takes the TLS state away from
-                # under the thread that reads.
-                socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+    def __str__(self) -> str:
+        return f"{self.method} {self.url}"
 
 
 class StreamedReply:
@@ -191,25 +115,15 @@ class StreamedReply:
         headers: The reply's headers.
     """
 
-    def __init__(
-        self,
-        client: HTTPClient,
-        request: requests.PreparedRequest,
-        *,
-        connect_timeout: float,
-        silence_timeout: float,
-        total_timeout: float | None,
-    ) -> None:
+    def __init__(self, client: HTTPClient, request: _Request) -> None:
         self.status = 0
         self.headers: Mapping[str, str] = {}
         self._client = client
         self._request = request
-        self._connect_timeout = connect_timeout
-        self._silence_timeout = silence_timeout
-        self._total_timeout = total_timeout
         self._deadline = Deadline.after(None)
-        self._channel: _Channel | None = None
-        self._response: requests.Response | None = None
+        self._limited = request.total_timeout is not None
+        self._connection: Connection | None = None
+        self._raw: RawReply | None = None
         self._blocks: Iterator[bytes] = iter(())
         self._closed = False
         self._released = False
@@ -218,7 +132,7 @@ class StreamedReply:
     @property
     def opened(self) -> bool:
         """Whether :meth:`open` was called, so that something may have been sent."""
-        return self._channel is not None
+        return self._connection is not None
 
     def open(self) -> int:
         """Send the request, wait for the reply's headers, and return the status.
@@ -227,49 +141,47 @@ class StreamedReply:
             ConnectionFailedError: No connection, or it broke, or ``close`` was called.
             RequestTimeoutError: The server was silent for too long.
         """
-        self._deadline = Deadline.after(self._total_timeout)
+        self._deadline = Deadline.after(self._request.total_timeout)
         with self._reading:
             try:
-                response = self._send()
+                self._raw = raw = self._send()
             except BaseException as error:  # noqa: BLE001 -- raises it again
                 self._fail(error)
-            self._response = response
-            self.status = response.status_code
-            self.headers = response.headers
-            self._blocks = _blocks_of(response.raw)
+            self._blocks = raw.blocks
+            self.headers = raw.headers
+            self.status = raw.status
         if self._closed:
             self.close()
-            raise ConnectionFailedError(f"{self._what()} was closed while it started")
+            raise ConnectionFailedError(f"{self._request} was closed while it started")
         return self.status
 
-    def _send(self) -> requests.Response:
-        self._channel = channel = self._client.take_channel()
-        connections_before = channel.connections
+    def _send(self) -> RawReply:
+        self._connection = connection = self._client.take_connection()
+        opened_before = connection.opened
         try:
-            return self._send_on(channel)
-        except requests.ConnectionError:
+            return self._send_on(connection)
+        except ConnectionError:
             # A kept connection that the server closed in this very moment. Only a GET
             # is sent again: nothing can have been generated for it.
-            stale = channel.connections == connections_before > 0
+            stale = connection.opened == opened_before > 0
             if not stale or self._request.method != "GET" or self._closed:
                 raise
-        channel.close()
-        self._channel = channel = _Channel()
-        return self._send_on(channel)
+        connection.close()
+        self._connection = connection = Connection()
+        return self._send_on(connection)
 
-    def _send_on(self, channel: _Channel) -> requests.Response:
+    def _send_on(self, connection: Connection) -> RawReply:
         if self._closed:
-            raise ConnectionFailedError(f"{self._what()} was closed before it started")
-        remaining = self._deadline.remaining
-        return channel.send(
-            self._request,
-            stream=True,
-            timeout=(
-                min(self._connect_timeout, remaining),
-                # urllib3 refuses 0, and a total that is used up must still time out.
-                max(min(self._silence_timeout, remaining), 1e-3),
-            ),
-            **self._client.surroundings,
+            raise ConnectionError("closed before it started")
+        request, remaining = self._request, self._deadline.remaining
+        return connection.send(
+            request.method,
+            request.url,
+            request.headers,
+            request.body,
+            connect_timeout=min(request.connect_timeout, remaining),
+            silence_timeout=min(request.silence_timeout, remaining),
+            surroundings=self._client.surroundings,
         )
 
     def __iter__(self) -> Iterator[bytes]:
@@ -286,7 +198,7 @@ class StreamedReply:
             if self._closed or self._released:
                 raise StopIteration
             try:
-                if self._total_timeout is not None:
+                if self._limited:
                     self._shorten_wait()
                 block = next(self._blocks)
             except StopIteration:
@@ -299,6 +211,15 @@ class StreamedReply:
             raise StopIteration
         return block
 
+    def _shorten_wait(self) -> None:
+        """Let the next wait end with the total time, if that is sooner."""
+        remaining = self._deadline.remaining
+        if remaining <= 0:
+            raise TimeoutError
+        if self._connection is not None:
+            limit = min(self._request.silence_timeout, remaining)
+            self._connection.limit_silence(limit)
+
     def read(self) -> bytes:
         """Return all that is left of the body."""
         return b"".join(self)
@@ -309,7 +230,7 @@ class StreamedReply:
         Args:
             within: Seconds after which to hang up instead; nobody wants these bytes.
         """
-        self._total_timeout = within
+        self._limited = True
         self._deadline = Deadline.after(within)
         with contextlib.suppress(ClientError):
             self.read()
@@ -322,9 +243,9 @@ class StreamedReply:
         self._closed = True
         if self._released:
             return
-        channel = self._channel
-        if channel is not None:
-            channel.end()
+        connection = self._connection
+        if connection is not None:
+            connection.end()
         # A reader that holds the lock is awake now and releases by itself.
         if self._reading.acquire(blocking=False):
             try:
@@ -335,67 +256,49 @@ class StreamedReply:
     def __del__(self) -> None:
         # As with a generator: a reply that nobody reads any more must not keep the
         # server busy, nor leave a socket to the garbage collector.
-        if self._channel is not None and not self._released:
+        if self._connection is not None and not self._released:
             self.close()
+
+    def _release(self, *, reusable: bool) -> None:
+        """Give the connection back, or drop it. The caller holds the reading lock."""
+        if self._released or self._connection is None:
+            return
+        self._released = True
+        connection = self._connection
+        if reusable and not connection.ended:
+            limit = _keep_alive_seconds(self.headers)
+            connection.fresh_until = time.monotonic() + limit
+            self._client.give_back(connection)
+            return
+        if self._raw is not None:
+            self._raw.hang_up()
+        connection.close()
 
     def _fail(self, error: BaseException) -> NoReturn:
         """Drop the connection, whose state is unknown now, and raise what it means."""
         self._release(reusable=False)
-        if not isinstance(error, _LIBRARY_ERRORS) or isinstance(error, ClientError):
+        if isinstance(error, ClientError):
             raise error
         if self._closed and self.status:
             raise StopIteration from None
-        raise self._translated(error) from error
-
-    def _release(self, *, reusable: bool) -> None:
-        """Give the connection back, or drop it. The caller holds the reading lock."""
-        if self._released or self._channel is None:
-            return
-        self._released = True
-        channel, response = self._channel, self._response
-        if response is not None and not reusable:
-            response.raw.close()
-        if reusable and not channel.ended:
-            limit = _keep_alive_seconds(self.headers)
-            channel.fresh_until = time.monotonic() + limit
-            self._client.give_back(channel)
-        else:
-            channel.close()
-
-    def _shorten_wait(self) -> None:
-        """Let the next wait end with the total time, if that is sooner."""
-        remaining = self._deadline.remaining
-        if remaining <= 0:
-            raise TimeoutError
-        connected = self._channel.socket if self._channel else None
-        if connected is not None:
-            connected.settimeout(min(self._silence_timeout, remaining))
-
-    def _what(self) -> str:
-        return f"{self._request.method} {self._request.url}"
-
-    def _translated(self, error: Exception) -> ClientError:
-        """Return the error of this package for one of the libraries below."""
-        what = self._what()
-        if isinstance(error, requests.ConnectTimeout):
-            return ConnectionFailedError(
-                f"no connection for {what} within {self._connect_timeout:g} s"
-            )
-        if isinstance(error, _TIMEOUT_ERRORS):
-            return self._timeout()
-        reason = _reason(error)
+        if isinstance(error, TimeoutError):
+            raise self._timeout() from error
+        if not isinstance(error, ConnectionError):
+            raise error
         if self.status:
-            return ConnectionFailedError(f"{what}: the reply broke off ({reason})")
-        return ConnectionFailedError(
-            f"{what} failed ({reason}); is the server running at "
+            raise ConnectionFailedError(
+                f"{self._request}: the reply broke off ({error})"
+            ) from error
+        raise ConnectionFailedError(
+            f"{self._request} failed ({error}); is the server running at "
             f"{self._client.base_url}?"
-        )
+        ) from error
 
     def _timeout(self) -> RequestTimeoutError:
+        request = self._request
         if self._deadline.expired:
             return RequestTimeoutError(
-                f"{self._what()} took longer than total_timeout="
-                f"{self._total_timeout:g} s"
+                f"{request} took longer than total_timeout={request.total_timeout} s"
             )
         waited_for = (
             "more of the reply"
@@ -403,7 +306,7 @@ class StreamedReply:
             else "the reply to begin (is every slot busy with other requests?)"
         )
         return RequestTimeoutError(
-            f"{self._what()}: {self._silence_timeout:g} s of silence, waiting for "
+            f"{request}: {request.silence_timeout:g} s of silence, waiting for "
             f"{waited_for}; a larger timeout waits longer"
         )
 
@@ -422,11 +325,21 @@ class HTTPClient:
     def __init__(
         self, base_url: str, *, headers: Mapping[str, str] | None = None
     ) -> None:
-        self.base_url = _checked(base_url)
+        if "@" in urlsplit(base_url).netloc:  # not shown: it may be a password
+            raise ConfigurationError(
+                "base_url holds a user name or password; give a key as api_key"
+            )
+        try:
+            self.base_url = checked_url(base_url).rstrip("/")
+        except ValueError as error:
+            raise ConfigurationError(
+                f"base_url={base_url!r} cannot be used ({error}); write it like "
+                "http://127.0.0.1:8080"
+            ) from error
+        self.surroundings = surroundings_of(self.base_url)
         self._headers = {"Accept-Encoding": "identity", **(headers or {})}
-        self._idle: deque[_Channel] = deque(maxlen=_MAXIMUM_IDLE)
+        self._idle: deque[Connection] = deque()
         self._closed = False
-        self.surroundings = _surroundings(self.base_url)
 
     def __repr__(self) -> str:
         return f"HTTPClient({self.base_url!r})"
@@ -493,102 +406,52 @@ class HTTPClient:
         Raises:
             ConfigurationError: ``json`` cannot be written as JSON.
         """
-        prepared = requests.PreparedRequest()
-        prepared.method = method
-        prepared.url = self.base_url + path
-        if parameters:
-            prepared.url += "?" + urlencode(parameters)
-        prepared.headers = requests.structures.CaseInsensitiveDict(self._headers)
-        prepared.headers.update(headers or {})
-        prepared.body = None
+        query = "?" + urlencode(parameters) if parameters else ""
+        sent_headers = {**self._headers, **(headers or {})}
+        body = None
         if json is not None:
-            prepared.body = _encoded(json)
-            prepared.headers["Content-Type"] = "application/json"
-        if prepared.body is not None or method != "GET":
-            prepared.headers["Content-Length"] = str(len(prepared.body or b""))
-        return StreamedReply(
-            self,
-            prepared,
-            connect_timeout=connect_timeout,
-            silence_timeout=silence_timeout,
-            total_timeout=total_timeout,
+            body = _encoded(json)
+            sent_headers["Content-Type"] = "application/json"
+        if method != "GET":
+            sent_headers["Content-Length"] = str(len(body or b""))
+        request = _Request(
+            method,
+            self.base_url + path + query,
+            sent_headers,
+            body,
+            connect_timeout,
+            silence_timeout,
+            total_timeout,
         )
+        return StreamedReply(self, request)
 
     def close(self) -> None:
         """Close the kept connections; requests in flight end by themselves."""
         self._closed = True
-        while self._idle:
-            self._idle.pop().close()
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle.pop().close()
 
-    def take_channel(self) -> _Channel:
+    def take_connection(self) -> Connection:
         """Return a connection for one request; called by :class:`StreamedReply`."""
         if self._closed:
             raise ConnectionFailedError(f"the client of {self.base_url} is closed")
-        while True:
-            try:
-                channel = self._idle.pop()
-            except IndexError:
-                return _Channel()
-            if time.monotonic() < channel.fresh_until:
-                return channel
-            channel.close()
+        with contextlib.suppress(IndexError):
+            while True:
+                connection = self._idle.pop()
+                if time.monotonic() < connection.fresh_until:
+                    return connection
+                connection.close()
+        return Connection()
 
-    def give_back(self, channel: _Channel) -> None:
+    def give_back(self, connection: Connection) -> None:
         """Keep a connection for the next request."""
         if len(self._idle) >= _MAXIMUM_IDLE:
-            channel.close()
+            connection.close()
             return
-        self._idle.append(channel)
+        self._idle.append(connection)
         if self._closed:  # closed in between
             self.close()
-
-
-def _checked(base_url: str) -> str:
-    """Return the URL as it is sent, without a slash at its end."""
-    parts = urlsplit(base_url)
-    if parts.username is not None:
-        raise ConfigurationError(
-            "base_url holds a user name or password; give a key as api_key"
-        )
-    prepared = requests.PreparedRequest()
-    try:
-        prepared.prepare_url(base_url, None)
-    except (requests.RequestException, ValueError) as error:
-        raise _bad_base_url(base_url) from error
-    if parts.scheme not in ("http", "https") or prepared.url is None:
-        raise _bad_base_url(base_url)
-    return prepared.url.rstrip("/")
-
-
-def _bad_base_url(base_url: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"base_url={base_url!r} is no HTTP address; write it like http://127.0.0.1:8080"
-    )
-
-
-def _surroundings(url: str) -> dict[str, Any]:
-    """Return proxies and certificates for a URL; none at all for loopback.
-
-    A proxy from the environment would take requests to this machine elsewhere. A
-    .netrc is never read: it would replace the API key.
-    """
-    with requests.Session() as session:
-        session.trust_env = not is_loopback(url)
-        settings = session.merge_environment_settings(url, {}, None, None, None)
-    return {name: settings[name] for name in ("proxies", "verify", "cert")}
-
-
-def _blocks_of(raw: Any) -> Iterator[bytes]:
-    """Return the body's blocks, each one as soon as its bytes are there.
-
-    Whole HTTP chunks where the reply is chunked, else what one read of the socket
-    gives. Every other way waits for a full buffer when the reply is not chunked:
-    ``iter_lines`` for 512 bytes, which delays tokens by about 150 ms at 20 a second.
-    """
-    if raw.chunked and raw.supports_chunked_reads():
-        blocks: Iterator[bytes] = raw.read_chunked(decode_content=True)
-        return blocks
-    return iter(lambda: raw.read1(_BLOCK_BYTES), b"")
 
 
 def _keep_alive_seconds(headers: Mapping[str, str]) -> float:
@@ -604,15 +467,3 @@ def _encoded(json: Any) -> bytes:
         raise ConfigurationError(
             f"the request cannot be written as JSON: {error}"
         ) from error
-
-
-def _reason(error: BaseException) -> str:
-    """Return the innermost cause in words: "Connection refused"."""
-    seen: BaseException | None = error
-    innermost = error
-    while seen is not None:
-        innermost = seen
-        if isinstance(seen, OSError) and seen.strerror:
-            return seen.strerror
-        seen = seen.__cause__ or seen.__context__
-    return str(innermost) or type(innermost).__name__

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from llamatelemetry import __version__
 from llamatelemetry._conversation import Conversation, printable
-from llamatelemetry._demo import DEMO_CONTEXT_SIZE, DEMO_MODEL, DEMO_QUESTIONS
+from llamatelemetry._demo import (
+    DEMO_CONTEXT_SIZE,
+    DEMO_MODEL,
+    DEMO_QUESTIONS,
+    DEMO_THREADS,
+)
 from llamatelemetry._units import format_file_size
 from llamatelemetry.api.client import LlamaCppClient
 from llamatelemetry.exceptions import ConfigurationError, LLCudaError, ModelError
@@ -158,7 +161,11 @@ def _model_path(name: str) -> str:
 def _demo(options: argparse.Namespace, _: list[str]) -> int:
     engine = find_engine(options.engine)
     config = ServerConfig(
-        DEMO_MODEL, port=0, n_gpu_layers=99, context_size=DEMO_CONTEXT_SIZE, threads=2
+        DEMO_MODEL,
+        port=0,
+        n_gpu_layers=99,
+        context_size=DEMO_CONTEXT_SIZE,
+        threads=DEMO_THREADS,
     )
     print(f"engine   {engine}")
     print(
@@ -186,10 +193,10 @@ def _demo(options: argparse.Namespace, _: list[str]) -> int:
 
 
 def _serve(options: argparse.Namespace, rest: list[str]) -> int:
-    words = ["--model", _model_path(options.model), *rest]
-    if "--port" not in rest:
-        words += ["--port", "0"]
-    config = parse_arguments(shlex.join(words))
+    words = ["--model", _model_path(options.model), "--port", "0"]
+    if options.model == "demo":
+        words += ["--ctx-size", str(DEMO_CONTEXT_SIZE), "--threads", str(DEMO_THREADS)]
+    config = parse_arguments([*words, *rest])  # the last of two values counts
     key = os.environ.get("LLAMA_API_KEY")
     if config.api_key is not None:
         return _complain(
@@ -234,14 +241,17 @@ def _chat(options: argparse.Namespace, _: list[str]) -> int:
         ) as client:
             client.health()
             return _talk(Conversation(client, options.system))
-    model = _model_path(options.model or "demo")
-    size = options.context_size
-    if size is None:
-        size = DEMO_CONTEXT_SIZE if Path(model) == DEMO_MODEL else 4096
     config = ServerConfig(
-        model, port=0, n_gpu_layers=options.gpu_layers, context_size=size
+        _model_path(options.model or "demo"),
+        port=0,
+        n_gpu_layers=options.gpu_layers,
+        context_size=4096,
     )
-    print(f"loading {Path(model).name} ...", file=sys.stderr, flush=True)
+    if config.model_path == str(DEMO_MODEL):
+        config = config.replace(context_size=DEMO_CONTEXT_SIZE, threads=DEMO_THREADS)
+    if options.context_size is not None:
+        config = config.replace(context_size=options.context_size)
+    print(f"loading {config.model_alias} ...", file=sys.stderr, flush=True)
     with (
         ServerManager(config, engine=options.engine) as server,
         LlamaCppClient(server.get_url()) as client,

@@ -38,7 +38,14 @@ def test_demo_does_the_main_job(
     assert code == 0
     assert "GGUF is a file format" in output
     assert output.count("\n> ") == 3
-    assert len(re.findall(r"\[first token after \d+ ms, \d+ tokens, [\d,]+ tokens/s\]", output)) == 3
+    assert (
+        len(
+            re.findall(
+                r"\[first token after \d+ ms, \d+ tokens, [\d,]+ tokens/s\]", output
+            )
+        )
+        == 3
+    )
     assert re.search(r"ready +after \d+\.\d\d s at http://127\.0\.0\.1:\d+", output)
     assert "nothing is left running" in output
 

@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamatelemetry.exceptions import ConfigurationError
@@ -71,7 +71,7 @@ class Flag:
 
 
 def _read_table() -> tuple[Flag, ...]:
-    text = files(__package__).joinpath("flags.json").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("flags.json").read_text(encoding="utf-8")
 
     def entry(values: dict[str, Any]) -> Flag:
         for name in ("aliases", "negated", "parameter"):
@@ -198,15 +198,13 @@ def build_arguments(
     pooling: str | None = None,
     memory_log: bool = False,
 ) -> list[str]:
-    """Write a configuration as one engine's arguments.
+    """Write a configuration as one engine's arguments, without the program and key.
 
-    Everything llama-server would otherwise choose by itself is said, so that the
-    server does what the configuration says: no layers on the GPU is ``0`` and not
-    left out. A flag that ``extra_args`` holds is not written a second time; there
-    the user's value counts.
+    What llama-server would otherwise choose is said: no layers on the GPU is ``0``
+    and not left out. A flag that ``extra_args`` holds is not written a second time.
 
     Args:
-        config: What to write. Its API key is never among the arguments.
+        config: What to write.
         capabilities: What the engine accepts.
         engine_name: What errors call the engine.
         threads: Passed in place of ``config.threads``.
@@ -214,9 +212,6 @@ def build_arguments(
         cache_ram: MiB, used where ``config.cache_ram`` is None.
         pooling: Used where ``config.pooling`` is None.
         memory_log: Make the engine log its buffer sizes.
-
-    Returns:
-        The arguments, without the program.
 
     Raises:
         ConfigurationError: The engine cannot do what the configuration asks for.

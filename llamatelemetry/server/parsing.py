@@ -126,10 +126,12 @@ class _Reader:
         value = self.words[0] if self.words else ""
         if value in _ON | _OFF:
             self.fields["flash_attn"] = self.words.pop(0) in _ON
-        elif value in _AUTO:
+            return
+        # A bare switch, as in builds of 2025; and "auto", which is on wherever the
+        # device can do it.
+        self.fields["flash_attn"] = True
+        if value in _AUTO:
             self.extra += [word, self.words.pop(0)]
-        else:  # a bare switch, as in builds of 2025
-            self.fields["flash_attn"] = True
 
     def _read_switch(self, flag: Flag, word: str) -> None:
         positive = normalize_spelling(word) not in flag.negated
@@ -155,11 +157,13 @@ class _Reader:
             self.fields[flag.field] = _convert(flag, word, value)
 
     def _fits_no_field(self, flag: Flag, value: str) -> bool:
-        """Whether the engine is to choose, which the field cannot say."""
+        """Whether llama-server takes this value and the field does not."""
         if flag.flag == "--n-gpu-layers" and value in _AUTO:
             # "As many as fit" is found by fitting.
             self.fields.setdefault("fit", True)
             return True
+        if flag.flag == "--alias":
+            return "," in value
         if flag.kind != "integer":
             return False
         return value.startswith("-") and flag.flag in {

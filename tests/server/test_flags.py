@@ -217,7 +217,7 @@ def test_without_a_model_no_model_is_passed() -> None:
 def test_reading_the_file_in_both_generations(
     mlock: bool, no_mmap: bool, new: str | None, old: list[str]
 ) -> None:
-    """The fields mlock and no_mmap are one flag with a mode today, and were two flags."""
+    """Mapping and locking are one flag with a mode today, and were two flags."""
     config = ServerConfig("model.gguf", mlock=mlock, no_mmap=no_mmap)
     today = build_arguments(config)
     before = build_arguments(config, capabilities_of("b7710"))

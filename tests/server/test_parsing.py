@@ -83,7 +83,7 @@ def test_old_and_new_spellings_are_equal(old: str, new: str) -> None:
         ["--control-vector-layer-range", "1", "3"],
         ["--no-warmup", "--props"],
         ["--flag-of-tomorrow", "1", "two", "--top-k", "3"],
-        ["-fa", "auto"],
+        ["--alias", "two,names"],
         ["--load-mode", "dio"],
         ["-np", "-1"],
         ["-t", "-1"],
@@ -108,6 +108,16 @@ def test_as_many_layers_as_fit() -> None:
     assert config.fit
     assert arguments[-2:] == ["-ngl", "auto"]
     assert "--n-gpu-layers" not in arguments
+
+
+def test_attention_as_the_engine_likes() -> None:
+    """``-fa auto`` is passed on, and counts as on: a quantized cache goes with it."""
+    config = parse_arguments("-m model.gguf -fa auto -ctv q8_0")
+    arguments = build_arguments(config)
+
+    assert config.flash_attn
+    assert arguments[-2:] == ["-fa", "auto"]
+    assert "--flash-attn" not in arguments
 
 
 def test_the_key_is_moved() -> None:
@@ -176,7 +186,7 @@ CHOICES: dict[str, Sequence[Any]] = {
     "cache_type_v": ["f16", "f32"],
     "pooling": [None, "rank"],
     "rerank": [False, True],
-    "alias": [None, "name", "two,names"],
+    "alias": [None, "name", "another name"],
     "slots": [False, True],
     "jinja": [False, True],
     "reasoning_format": [None, "none", "deepseek", "auto"],

@@ -370,7 +370,7 @@ def chunk(
 
 def embeddings(body: Any, vectors: list[Any]) -> dict[str, Any]:
     """Return embeddings, the first one in base64."""
-    import base64  # noqa: PLC0415 -- for this answer only
+    import base64
 
     texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
     items = []

@@ -30,6 +30,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """Answers /health: 503 until `ready_at`, then 200."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     ready_at = 0.0
 
     def do_GET(self) -> None:
@@ -48,6 +49,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def listen(options: argparse.Namespace, *, loading_seconds: float = 0.0) -> None:
     """Bind, answer 503 for a while, then 200, until a signal comes."""
     Handler.ready_at = time.monotonic() + loading_seconds
+    log(f"stand-in: ready at {Handler.ready_at}")
     try:
         server = http.server.ThreadingHTTPServer((options.host, options.port), Handler)
     except OSError:
