@@ -36,7 +36,7 @@ PROBER = """
 import http.client, sys, time
 while True:
     try:
-        connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=1)
+        connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]))
         connection.request("GET", "/health")
         if connection.getresponse().status == 200:
             break
@@ -62,9 +62,7 @@ def lateness_of_stand_in() -> float:
 def lateness_of_engine(engine: str) -> float:
     """Return the same for a real engine, against a process that asks all the time."""
     server = ServerManager(engine=engine)
-    server.start_with_config(
-        ServerConfig(MODEL, port=0, context_size=512, threads=1)
-    )
+    server.start_with_config(ServerConfig(MODEL, port=0, context_size=512, threads=1))
     assert server.config is not None
     prober = subprocess.Popen(
         [sys.executable, "-c", PROBER, str(server.config.port)],

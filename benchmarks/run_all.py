@@ -1,12 +1,12 @@
 """Run every benchmark and write the tables of `docs/benchmarks.md`.
 
-    python benchmarks/run_all.py [--write PATH]
+Usage: ``python benchmarks/run_all.py [--write PATH]``
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
+import datetime as dt
 import importlib.metadata
 import os
 import platform
@@ -50,7 +50,7 @@ def surroundings() -> str:
         except importlib.metadata.PackageNotFoundError:
             versions.append(f"{name} missing")
     return (
-        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, Python "
+        f"{dt.datetime.now(dt.UTC):%Y-%m-%d}, Python "
         f"{platform.python_version()}, {os.cpu_count()} CPUs shared with other work, "
         f"no GPU, load {os.getloadavg()[0]:.1f} at the start; {', '.join(versions)}."
     )

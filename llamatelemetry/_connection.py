@@ -79,6 +79,33 @@ def surroundings_of(url: str) -> dict[str, Any]:
     return {name: settings[name] for name in ("proxies", "verify", "cert")}
 
 
+class _Line:
+    """The socket of a connection, whichever it is at the time.
+
+    It knows nothing of the pool that holds the connection: urllib3 keeps connections
+    reachable, so that a pool they refer to would never be closed by being let go.
+    """
+
+    def __init__(self) -> None:
+        self.socket: socket.socket | None = None
+        self.opened = 0
+        self.ended = False
+
+    def note(self, connected: socket.socket) -> None:
+        self.socket = connected
+        self.opened += 1
+        if self.ended:  # ended while it was connecting
+            self.end()
+
+    def end(self) -> None:
+        self.ended = True
+        if self.socket is not None:
+            with contextlib.suppress(OSError):
+                # Past ssl.SSLSocket.shutdown, which takes the TLS state away from
+                # under the thread that reads.
+                socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+
+
 class _TellsSocket:
     """Makes a connection tell its socket, so that another thread can end it."""
 
@@ -146,23 +173,23 @@ class Connection:
     """One connection, used by one request at a time; opened when first needed.
 
     Attributes:
-        opened: How many times it was opened; more than once if the server closed it.
-        ended: Whether another thread has ended it.
         fresh_until: Monotonic time up to which the server keeps it open when idle.
     """
 
     def __init__(self) -> None:
-        self.opened = 0
-        self.ended = False
         self.fresh_until = 0.0
-        self._adapter = _Adapter(self._note_socket)
-        self._socket: socket.socket | None = None
+        self._line = _Line()
+        self._adapter = _Adapter(self._line.note)
 
-    def _note_socket(self, connected: socket.socket) -> None:
-        self._socket = connected
-        self.opened += 1
-        if self.ended:  # ended while it was connecting
-            self.end()
+    @property
+    def opened(self) -> int:
+        """How many times it was opened; more than once if the server closed it."""
+        return self._line.opened
+
+    @property
+    def ended(self) -> bool:
+        """Whether :meth:`end` was called."""
+        return self._line.ended
 
     def send(
         self,
@@ -209,17 +236,12 @@ class Connection:
 
     def limit_silence(self, seconds: float) -> None:
         """Let the next wait end after this time."""
-        if self._socket is not None:
-            self._socket.settimeout(max(seconds, _LEAST_TIMEOUT))
+        if self._line.socket is not None:
+            self._line.socket.settimeout(max(seconds, _LEAST_TIMEOUT))
 
     def end(self) -> None:
         """Break the connection under a reader of another thread; never blocks."""
-        self.ended = True
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                # Past ssl.SSLSocket.shutdown, which takes the TLS state away from
-                # under the thread that reads.
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+        self._line.end()
 
     def close(self) -> None:
         """Close the connection, which nobody uses any more."""

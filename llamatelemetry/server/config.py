@@ -17,7 +17,11 @@ from pathlib import PurePath
 from typing import Any, Self
 
 from llamatelemetry.exceptions import ConfigurationError
-from llamatelemetry.server.flags import build_arguments
+from llamatelemetry.server.flags import (
+    FLAG_OF_SPELLING,
+    build_arguments,
+    normalize_spelling,
+)
 
 # Source: `--cache-type-k` in llama-server's --help (b11434).
 CACHE_TYPES = (
@@ -134,7 +138,8 @@ class ServerConfig:
         """The name answers carry: ``alias``, or the model file's stem."""
         if self.alias is not None or self.model_path is None:
             return self.alias
-        return re.sub(r"-\d{5}-of-\d{5}$", "", PurePath(self.model_path).stem)
+        stem = re.sub(r"-\d{5}-of-\d{5}$", "", PurePath(self.model_path).stem)
+        return stem.replace(",", "_")  # llama-server takes commas for several names
 
     @property
     def lora_paths(self) -> tuple[str, ...]:
@@ -339,12 +344,24 @@ def _check_tensor_split(text: str) -> None:
         raise _error("tensor_split", text, allowed)
 
 
+# The manager must know these: where the server listens, what it loads, its key.
+_FIELDS_ONLY = {"--model": "model_path", "--host": "host", "--port": "port"}
+
+
 def _check_extra_arguments(arguments: Sequence[str]) -> None:
+    is_value = False
     for argument in arguments:
-        if re.match(r"--api[-_]key(=|$)", argument):
+        spelling = normalize_spelling(argument.partition("=")[0])
+        flag = None if is_value else FLAG_OF_SPELLING.get(spelling)
+        is_value = flag is not None and flag.takes_value and "=" not in argument
+        if spelling == "--api-key":
             raise ConfigurationError(
                 "extra_args must not hold --api-key: everyone on the machine can read "
                 "a program's arguments; set api_key, which travels in the environment"
+            )
+        if flag is not None and flag.flag in _FIELDS_ONLY:
+            raise ConfigurationError(
+                f"extra_args must not hold {argument}; set {_FIELDS_ONLY[flag.flag]}"
             )
 
 

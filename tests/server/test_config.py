@@ -96,6 +96,10 @@ def test_it_is_a_frozen_hashable_value() -> None:
         {"extra_args": [1]},
         {"extra_args": ["--api-key", "secret"]},
         {"extra_args": ["--api-key=secret"]},
+        {"extra_args": ["--api_key", "secret"]},
+        {"extra_args": ["--port", "9"]},
+        {"extra_args": ["-m", "other.gguf"]},
+        {"extra_args": ["--host", "0.0.0.0"]},
         {"parallel": 0},
         {"cache_ram": -1},
         {"reasoning_format": "shout"},
@@ -180,6 +184,7 @@ def test_the_alias_of_shards_is_the_model() -> None:
 
     assert config.model_alias == "Qwen-Q4_K_M"
     assert config.replace(alias="mine").model_alias == "mine"
+    assert ServerConfig("a,b.gguf").model_alias == "a_b"
 
 
 @pytest.mark.parametrize(

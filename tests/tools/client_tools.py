@@ -41,10 +41,14 @@ class StandIn:
 
     def seen(self, url: str) -> list[dict[str, Any]]:
         """Return the requests that came to an address."""
+        prefix = "/" + url.split("/", 3)[3].strip("/") + "/"
+        return [entry for entry in self.all_seen() if prefix in entry["target"]]
+
+    def all_seen(self) -> list[dict[str, Any]]:
+        """Return all requests that came."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/seen") as reply:
             seen: list[dict[str, Any]] = json.load(reply)
-        prefix = "/" + url.split("/", 3)[3].strip("/") + "/"
-        return [entry for entry in seen if entry["target"].startswith(prefix)]
+        return seen
 
 
 def answer(**changes: object) -> ChatCompletionResponse:

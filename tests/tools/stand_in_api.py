@@ -398,7 +398,8 @@ def main() -> None:
     """Serve until standard input is closed."""
     server = Server()
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    print(server.server_address[1], flush=True)
+    sys.stdout.write(f"{server.server_address[1]}\n")
+    sys.stdout.flush()
     sys.stdin.read()
 
 
