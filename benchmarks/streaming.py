@@ -52,9 +52,12 @@ class Handler(socketserver.StreamRequestHandler):
                 length = int(value) if name.lower() == b"content-length" else length
             self.rfile.read(length)
             self.chunked = "plain" not in request
-            how = b"Transfer-Encoding: chunked" if self.chunked else b"Connection: close"
-            head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n%s\r\n\r\n"
-            self.wfile.write(head % how)
+            head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+            if self.chunked:
+                head += b"Transfer-Encoding: chunked\r\n\r\n"
+            else:
+                head += b"Connection: close\r\n\r\n"
+            self.wfile.write(head)
             self.stream(paced="paced" in request)
             if not self.chunked:
                 return

@@ -281,7 +281,3 @@ def _talk(conversation: Conversation) -> int:
                 conversation.ask(text)
             except LLCudaError as error:
                 _complain(str(error))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

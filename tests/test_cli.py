@@ -20,7 +20,7 @@ from llamatelemetry._conversation import Conversation, printable
 from llamatelemetry.api.client import LlamaCppClient
 from llamatelemetry.server import Engine, ServerConfig, ServerManager, _linux
 
-COMMAND = [sys.executable, "-m", "llamatelemetry.cli"]
+COMMAND = [sys.executable, "-m", "llamatelemetry"]
 
 
 def engine_name(engine: Engine) -> str:
@@ -302,7 +302,7 @@ def test_model_output_cannot_steer_the_terminal() -> None:
 def test_a_reader_that_leaves_early_is_no_error() -> None:
     """Output into a pipe that closes, as with `| head -1`, ends quietly."""
     done = subprocess.run(
-        f"{sys.executable} -m llamatelemetry.cli demo --engine embedded | head -1",
+        f"{sys.executable} -m llamatelemetry demo --engine embedded | head -1",
         shell=True,
         capture_output=True,
         text=True,

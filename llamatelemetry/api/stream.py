@@ -271,19 +271,18 @@ class TokenStream(Generator[ChunkT, None, None], Generic[ChunkT, ResponseT]):
         Raises:
             StreamError: It is none.
         """
-        text = data.decode(errors="replace")
+        text = data.decode(errors="replace").strip()
         try:
-            # raw_decode leaves out the search for white space around, a third of the
-            # time; where there is some, loads has the last word.
+            # A third faster than json.loads, which looks for white space with a regex.
             decoded, end = _raw_decode(text)
-            if end != len(text):
-                decoded = json.loads(text)
         except ValueError as error:
             raise self._stream_error(
                 f"an event of the stream is no JSON: {text[:80]!r}"
             ) from error
-        if not isinstance(decoded, dict):
-            raise self._stream_error(f"an event of the stream is no object: {text!r}")
+        if end != len(text) or not isinstance(decoded, dict):
+            raise self._stream_error(
+                f"an event of the stream is no JSON object: {text[:80]!r}"
+            )
         return decoded
 
     def _stream_error(

@@ -40,6 +40,7 @@ DEFAULTS: dict[str, Any] = {
     "line": "lf",  # lf, cr or crlf
     "finish": "stop",  # finish reason
     "end": "done",  # done, none, cut, reset, hang, error, olderror, badjson, ...
+    "server": "stand-in",  # what it says it is
     "close": 0,  # 1: say keep-alive, and close all the same
     "tag": "",  # nothing; makes two addresses differ
     "drop": 0,  # this many first requests of a path are dropped unanswered
@@ -177,6 +178,7 @@ class Handler(socketserver.StreamRequestHandler):
             ending = "Connection: close"
         self.wfile.write(
             f"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n{ending}\r\n"
+            f"Server: {self.options['server']}\r\n"
             "Keep-Alive: timeout=5, max=100\r\n\r\n".encode()
         )
         started = time.monotonic()
@@ -266,6 +268,7 @@ FAULTS = {
     ),
     "olderror": b'error: {"code":500,"message":"old words","type":"server_error"}\n\n',
     "badjson": b"data: {nonsense\n\n",
+    "twojson": b"data: {} {}\n\n",
     "notobject": b"data: [1]\n\n",
     "wrongshape": b'data: {"choices": 7}\n\n',
 }
