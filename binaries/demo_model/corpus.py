@@ -51,7 +51,7 @@ class DialogueSampler:
         seed: Fixes the whole sequence of dialogues.
     """
 
-    out_of_domain_share = 0.12
+    out_of_domain_share = 0.15
     system_prompt_share = 0.35
 
     def __init__(self, corpus: dict[str, Any], seed: int) -> None:

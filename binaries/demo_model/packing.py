@@ -14,8 +14,8 @@ from torch import Tensor
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHOICE_WEIGHT = 8.0
-PLAIN_SHARE = 0.03
-SHORTENED_SHARE = 0.75
+PLAIN_SHARE = 0.05
+SHORTENED_SHARE = 0.6
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def save_checkpoint(network: DemoNetwork, tokenizer: Tokenizer, folder: Path) ->
 def main() -> None:
     """Command line entry point."""
     parser = argparse.ArgumentParser(description="Train the demo model.")
-    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learning-rate", type=float, default=2.5e-3)
     parser.add_argument("--corpus", type=Path, default=CORPUS_PATH)
