@@ -1,6 +1,6 @@
 """The demo model that ships with the package, and what to ask it.
 
-It is a memorised set of about sixty answers that proves the machinery works; it is
+It is a memorised set of 89 answers that proves the machinery works; it is
 not an assistant. How it is made: ``binaries/demo_model`` in the repository.
 """
 
