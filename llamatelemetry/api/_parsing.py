@@ -68,7 +68,8 @@ def parse_with(
 
 def chat_chunk(data: dict[str, Any]) -> ChatCompletionChunk:
     """Read one chunk of a streamed chat answer."""
-    if data.keys() == _PLAIN_CHUNK_KEYS:
+    choices = data["choices"]
+    if len(choices) == 1 and data.keys() == _PLAIN_CHUNK_KEYS:
         # All chunks but the first and the last ones; the general way below takes
         # twice as long.
         return ChatCompletionChunk(
@@ -76,7 +77,7 @@ def chat_chunk(data: dict[str, Any]) -> ChatCompletionChunk:
             object=data["object"],
             created=data["created"],
             model=data["model"],
-            choices=[_chunk_choice(choice) for choice in data["choices"]],
+            choices=[_chunk_choice(choices[0])],
             system_fingerprint=data["system_fingerprint"],
         )
     usage, timings = data.get("usage"), data.get("timings")
@@ -86,7 +87,7 @@ def chat_chunk(data: dict[str, Any]) -> ChatCompletionChunk:
         object=data.get("object", "chat.completion.chunk"),
         created=data.get("created", 0),
         model=data.get("model", ""),
-        choices=[_chunk_choice(choice) for choice in data["choices"]],
+        choices=[_chunk_choice(choice) for choice in choices],
         usage=_usage(usage) if usage else None,
         timings=_timings(timings) if timings else None,
         prompt_progress=_progress(progress) if progress else None,

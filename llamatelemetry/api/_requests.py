@@ -111,11 +111,6 @@ def authorization(api_key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-def ping_interval(timeout: float) -> int:
-    """Return the ping interval, in seconds, that keeps this silence from happening."""
-    return max(1, min(PING_INTERVAL, int(timeout / 3)))
-
-
 def message_list(messages: Messages) -> list[Mapping[str, Any]]:
     """Return messages as they are sent.
 

@@ -41,6 +41,12 @@ def start(engine: Engine, tiny_model: Path) -> Iterator[Start]:
         yield start
 
 
+def kill(server: ServerManager) -> None:
+    """Kill a server's process as the system does when memory runs out."""
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGKILL)
+
+
 def test_the_key_is_asked_for(start: Start) -> None:
     """Without it, and with a wrong one, everything but health is refused."""
     url = start(api_key="sk-right").get_url()
@@ -118,11 +124,12 @@ def test_a_server_killed_while_it_streams(start: Start) -> None:
     stream = client.chat_completion_stream(
         MESSAGES, max_tokens=3800, grammar='root ::= "ab"{1900}'
     )
-    with pytest.raises(StreamError) as caught:
-        for _ in stream:
-            if len(stream.text) > 10:
-                os.kill(server.pid or 0, signal.SIGKILL)
+    while len(stream.text) < 10:
+        next(stream)
+    kill(server)
     killed = time.monotonic()
+    with pytest.raises(StreamError) as caught:
+        list(stream)
 
     assert caught.value.partial.choices[0].message.content.startswith("ababababab")
     assert time.monotonic() - killed < 1
@@ -135,7 +142,7 @@ def test_a_server_killed_between_requests(start: Start) -> None:
     server = start()
     client = LlamaCppClient(server.get_url())
     assert client.tokenize("x").tokens
-    os.kill(server.pid or 0, signal.SIGKILL)
+    kill(server)
     deadline = time.monotonic() + 5
     while server.is_running() and time.monotonic() < deadline:
         time.sleep(0.01)

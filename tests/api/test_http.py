@@ -336,6 +336,63 @@ def test_closing_ends_the_reader_of_another_thread(stand_in: StandIn) -> None:
     assert list(reply) == []
 
 
+def test_closing_while_a_block_arrives_ends_the_reply(stand_in: StandIn) -> None:
+    """A block that comes in the moment of closing is not handed out."""
+    reply = HTTPClient(stand_in.url(hush=30)).stream("POST", "/v1/completions", json={})
+    reply.open()
+    blocks = reply._blocks
+
+    def arriving() -> Iterator[bytes]:
+        block = next(blocks)
+        reply.close()  # as from another thread: the reader holds its lock
+        yield block
+
+    reply._blocks = arriving()
+
+    assert list(reply) == []
+    assert reply._released
+
+
+def test_closing_while_the_reply_begins_ends_it(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head that comes in the moment of closing is not handed out either."""
+    client = HTTPClient(stand_in.url(hush=30))
+    reply = client.stream("POST", "/v1/completions", json={})
+    connection = client.take_connection()
+    send = connection.send
+
+    def send_and_close(*arguments: Any, **options: Any) -> Any:
+        raw = send(*arguments, **options)
+        reply.close()
+        return raw
+
+    monkeypatch.setattr(connection, "send", send_and_close)
+    monkeypatch.setattr(client, "take_connection", lambda: connection)
+    with pytest.raises(ConnectionFailedError, match="closed while it started"):
+        reply.open()
+
+    assert reply._released
+
+
+def test_an_interrupt_leaves_no_connection_behind(stand_in: StandIn) -> None:
+    """Ctrl-C in the middle of a reply closes its connection and is raised as it is."""
+    client = HTTPClient(stand_in.url(hush=30))
+    reply = client.stream("POST", "/v1/completions", json={})
+    reply.open()
+
+    def interrupted() -> Iterator[bytes]:
+        raise KeyboardInterrupt
+        yield b""
+
+    reply._blocks = interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        next(reply)
+
+    assert reply._released
+    assert len(client._idle) == 0
+
+
 def test_a_reply_closed_before_it_is_opened_is_not_sent(stand_in: StandIn) -> None:
     """`open` after `close` raises, and nothing reaches the server."""
     url = stand_in.url()
@@ -363,6 +420,7 @@ def test_a_connection_ended_while_it_opens_is_ended_when_open(
 
 def test_abandoned_replies_and_clients_leave_no_socket(stand_in: StandIn) -> None:
     """What nobody closes is closed when it is let go, without a ResourceWarning."""
+    gc.collect()  # what earlier tests let go
     before = open_sockets()
     client = HTTPClient(stand_in.url(hush=30))
     reply = client.stream("POST", "/v1/chat/completions", json={})

@@ -245,6 +245,21 @@ def test_a_long_answer_does_not_time_out(stand_in: StandIn) -> None:
     assert time.monotonic() - started > 1.5
 
 
+@pytest.mark.parametrize("chunked", [0, 1])
+def test_chunks_are_handed_out_as_they_come(stand_in: StandIn, chunked: int) -> None:
+    """No chunk waits for the next one, whether the reply is chunked or not."""
+    client = stand_in.client(tokens=4, pace=0.15, chunked=chunked)
+    started = time.monotonic()
+    times = [
+        time.monotonic() - started
+        for chunk in client.chat_completion_stream(MESSAGES)
+        if chunk.choices[0].delta.content
+    ]
+
+    for number, elapsed in enumerate(times, start=1):
+        assert 0.15 * number - 0.02 < elapsed < 0.15 * number + 0.12
+
+
 def test_pings_keep_a_silent_server_alive(stand_in: StandIn) -> None:
     """A server that thinks with pings for longer than the timeout is waited for."""
     client = LlamaCppClient(stand_in.url(hush=1.6, ping=0.2), timeout=0.6)

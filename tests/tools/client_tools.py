@@ -28,6 +28,9 @@ class StandIn:
     def __init__(self, port: int) -> None:
         self.port = port
         self._tags = itertools.count()
+        # urlopen would remember the proxies of the first test that calls it.
+        without_proxies = urllib.request.ProxyHandler({})
+        self._opener = urllib.request.build_opener(without_proxies)
 
     def url(self, **options: Any) -> str:
         """Return a base URL, used by nobody else, that behaves as the options say."""
@@ -46,7 +49,7 @@ class StandIn:
 
     def all_seen(self) -> list[dict[str, Any]]:
         """Return all requests that came."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/seen") as reply:
+        with self._opener.open(f"http://127.0.0.1:{self.port}/seen") as reply:
             seen: list[dict[str, Any]] = json.load(reply)
         return seen
 

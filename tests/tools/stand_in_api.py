@@ -390,6 +390,7 @@ class Server(socketserver.ThreadingTCPServer):
     """Listens on a free port of loopback and remembers what it was asked."""
 
     allow_reuse_address = True
+    request_queue_size = 128
     daemon_threads = True
 
     def __init__(self) -> None:
