@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from llamatelemetry import __version__
 from llamatelemetry._conversation import Conversation, printable
@@ -21,7 +21,12 @@ from llamatelemetry._demo import (
 )
 from llamatelemetry._units import format_file_size
 from llamatelemetry.api.client import LlamaCppClient
-from llamatelemetry.exceptions import ConfigurationError, LLCudaError, ModelError
+from llamatelemetry.exceptions import (
+    ConfigurationError,
+    EngineNotFoundError,
+    LLCudaError,
+    ModelError,
+)
 from llamatelemetry.server.config import ServerConfig
 from llamatelemetry.server.engine import find_engine
 from llamatelemetry.server.events import Notice
@@ -37,21 +42,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0 is success, 1 is a failure while it ran, 2 is bad input: one line says which.
     """
-    options, rest = _parser().parse_known_args(arguments)
-    if rest and options.command != "serve":
-        return _complain(f"unknown argument {rest[0]!r}; see llamatelemetry --help")
-    run: Callable[[argparse.Namespace, list[str]], int] = options.run
+    _replace_closed_streams()
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        hint = "; the model comes first" if options.command == "serve" else ""
+        return _complain(
+            f"unknown argument {unknown[0]!r}{hint}; see llamatelemetry --help"
+        )
     try:
-        return run(options, rest)
-    except (ConfigurationError, ModelError) as error:
+        return _run(options)
+    except OSError as error:  # the output cannot be written: `| head`, a full disk
+        sys.stdout = _nowhere()
+        if isinstance(error, BrokenPipeError):
+            return 0
+        return _complain(str(error), _FAILURE)
+
+
+def _run(options: argparse.Namespace) -> int:
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        code = run(options)
+        sys.stdout.flush()
+    except (ConfigurationError, EngineNotFoundError, ModelError) as error:
         return _complain(str(error))
     except LLCudaError as error:
         return _complain(str(error), _FAILURE)
     except KeyboardInterrupt:
         return 0
-    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return code
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w+", encoding="utf-8")  # noqa: PTH123 - stays open
+
+
+def _replace_closed_streams() -> None:
+    """Make up for standard streams that were closed before the start (`>&-`)."""
+    sys.stdin = sys.stdin or _nowhere()
+    sys.stdout = sys.stdout or _nowhere()
+    sys.stderr = sys.stderr or _nowhere()
 
 
 def _complain(message: str, code: int = _USAGE_ERROR) -> int:
@@ -88,8 +117,9 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(
             "serve",
             help="run a server in the foreground until Ctrl-C",
+            usage="llamatelemetry serve [-h] [--engine PATH] MODEL [ARGUMENT ...]",
             description="Run a server in the foreground; its log goes to stderr, "
-            "Ctrl-C stops it. Every argument of llama-server may follow the model. "
+            "Ctrl-C stops it. llama-server's arguments may follow the model. "
             "Without --port any free port is taken; the URL is printed once it is "
             "ready. The key clients must send is read from LLAMA_API_KEY.",
             epilog="Example: llamatelemetry serve model.gguf -ngl 99 -c 8192 -fa on",
@@ -113,8 +143,14 @@ def _describe_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _describe_serve(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a GGUF file, or 'demo'")
     _add_engine(parser)
+    parser.add_argument("model", metavar="MODEL", help="a GGUF file, or 'demo'")
+    parser.add_argument(
+        "arguments",
+        nargs=argparse.REMAINDER,
+        metavar="ARGUMENT",
+        help="llama-server's own, as in -ngl 99; --engine may stand among them",
+    )
     parser.set_defaults(run=_serve)
 
 
@@ -158,7 +194,7 @@ def _model_path(name: str) -> str:
 # ── demo ─────────────────────────────────────────────────────────────────────────
 
 
-def _demo(options: argparse.Namespace, _: list[str]) -> int:
+def _demo(options: argparse.Namespace) -> int:
     engine = find_engine(options.engine)
     config = ServerConfig(
         DEMO_MODEL,
@@ -192,7 +228,12 @@ def _demo(options: argparse.Namespace, _: list[str]) -> int:
 # ── serve ────────────────────────────────────────────────────────────────────────
 
 
-def _serve(options: argparse.Namespace, rest: list[str]) -> int:
+def _serve(options: argparse.Namespace) -> int:
+    rest = list(options.arguments)
+    if "--engine" in rest[:-1]:
+        place = rest.index("--engine")
+        options.engine = rest[place + 1]
+        del rest[place : place + 2]
     words = ["--model", _model_path(options.model), "--port", "0"]
     if options.model == "demo":
         words += ["--ctx-size", str(DEMO_CONTEXT_SIZE), "--threads", str(DEMO_THREADS)]
@@ -234,7 +275,7 @@ def _forward(server: ServerManager) -> int:
 # ── chat ─────────────────────────────────────────────────────────────────────────
 
 
-def _chat(options: argparse.Namespace, _: list[str]) -> int:
+def _chat(options: argparse.Namespace) -> int:
     if options.url is not None:
         with LlamaCppClient(
             options.url, api_key=os.environ.get("LLAMA_API_KEY")
@@ -277,7 +318,13 @@ def _talk(conversation: Conversation) -> int:
         elif text.startswith("/"):
             print("commands: /clear, /exit")
         elif text:
-            try:
-                conversation.ask(text)
-            except LLCudaError as error:
-                _complain(str(error))
+            _ask(conversation, text)
+
+
+def _ask(conversation: Conversation, text: str) -> None:
+    try:
+        conversation.ask(text)
+    except LLCudaError as error:
+        _complain(str(error))
+    except KeyboardInterrupt:  # before the answer had begun
+        print()

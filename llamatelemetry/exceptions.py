@@ -71,6 +71,20 @@ __all__ = [
 class LLCudaError(Exception):
     """Base of every error of this package."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception would call the class with its arguments alone, without the names.
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(
+    kind: type[LLCudaError], arguments: tuple[Any, ...], state: dict[str, Any]
+) -> LLCudaError:
+    """Make an error again that was pickled or copied."""
+    error = kind.__new__(kind, *arguments)
+    error.args = arguments
+    error.__dict__.update(state)
+    return error
+
 
 class ConfigurationError(LLCudaError, ValueError):
     """A value that cannot work; says which one, and what is allowed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ from tiny_model import write_tiny_model
 
 from llamatelemetry.api.client import LlamaCppClient
 from llamatelemetry.server import Engine, ServerConfig, ServerManager, find_engine
+
+# A shell starts background jobs with Ctrl-C ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TESTS_ALL = os.environ.get("LLAMATELEMETRY_TESTS") == "all"
 ENGINE_NAMES = ("embedded", "llama-server")

@@ -45,6 +45,17 @@ class Decisions:
     notices: tuple[str, ...]
 
 
+def with_absolute_paths(config: ServerConfig) -> ServerConfig:
+    """Return the configuration with paths that a change of folder cannot break."""
+    lora = tuple(str(Path(path).absolute()) for path in config.lora_paths)
+    changes: dict[str, object] = {"lora_path": lora or None}
+    for name in ("model_path", "mmproj_path", "slot_save_path"):
+        path = getattr(config, name)
+        if path is not None:
+            changes[name] = str(Path(path).absolute())
+    return config.replace(**changes)
+
+
 def check_files(config: ServerConfig) -> None:
     """Check every file the configuration names.
 
@@ -101,7 +112,8 @@ def resolve_port(config: ServerConfig) -> ServerConfig:
     if config.port != 0:
         _test_bind(config.host, config.port)
         return config
-    for port in random.sample(_FREE_PORTS, _PORT_TRIES):
+    # Not the shared generator: a seeded one would give everybody the same port.
+    for port in random.SystemRandom().sample(_FREE_PORTS, _PORT_TRIES):
         try:
             _test_bind(config.host, port)
         except PortInUseError:

@@ -3,11 +3,15 @@
 A server is started through ``_run_with_parent.py``, which asks the kernel to kill it
 when its parent dies. The kernel means the parent *thread*
 (https://man7.org/linux/man-pages/man2/pr_set_pdeathsig.2const.html), so all servers
-are started from one thread that lives as long as this process.
+are started from one thread that lives as long as this process. That thread is also
+where Ctrl-C cannot strike between a start and the note that something was started.
+What a server has started itself is killed by ``_guard.py``.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import queue
 import shutil
@@ -16,9 +20,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -28,6 +32,7 @@ from llamatelemetry.server._linux import group_members, process_start_time
 OWNER_VARIABLE = "LLAMATELEMETRY_OWNER"
 
 _LAUNCHER = Path(__file__).with_name("_run_with_parent.py")
+_GUARD = Path(__file__).with_name("_guard.py")
 _POLL_SECONDS = 0.005
 _GROUP_SECONDS = 1.0
 
@@ -53,20 +58,38 @@ def run(
         OSError: It cannot be started.
         TimeoutError: It did not end in time; it was killed.
     """
-    try:
-        done = subprocess.run(
-            list(command),
-            env=None if environment is None else dict(environment),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise TimeoutError(f"{command[0]} did not end in {timeout:g} s") from error
-    return Completed(done.returncode, done.stdout, done.stderr)
+    variables = dict(os.environ if environment is None else environment)
+    with subprocess.Popen(
+        _tied_to_parent(command, variables),
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            raise TimeoutError(f"{command[0]} did not end in {timeout:g} s") from error
+        finally:
+            if process.returncode is None:
+                _send(process.pid, signal.SIGKILL)
+    return Completed(process.returncode, stdout, stderr)
+
+
+def _tied_to_parent(
+    command: Sequence[str], environment: Mapping[str, str]
+) -> list[str]:
+    """Return the command that runs this one and dies with the calling thread."""
+    program = shutil.which(command[0], path=environment.get("PATH"))
+    if program is None:
+        raise FileNotFoundError(f"no program {command[0]!r} that can be executed")
+    argv = [program, *command[1:]]
+    if sys.platform != "linux" or not sys.executable:
+        return argv
+    return [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), *argv]
 
 
 def owner_mark() -> str:
@@ -74,63 +97,139 @@ def owner_mark() -> str:
     return f"{os.getpid()}:{process_start_time(os.getpid())}"
 
 
-def start(command: Sequence[str], *, environment: Mapping[str, str]) -> ServerProcess:
+def start(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    note: Callable[[ServerProcess], None] = lambda _: None,
+) -> ServerProcess:
     """Start a server in a process group of its own, its output in one pipe.
+
+    Args:
+        command: The program and its arguments.
+        environment: The whole environment.
+        note: Called with the process as soon as it runs, in the starting thread: an
+            interrupt of the caller cannot come between.
 
     Raises:
         OSError: The program is not there or cannot be executed.
     """
-    program = shutil.which(command[0], path=environment.get("PATH"))
-    if program is None:
-        raise FileNotFoundError(f"no program {command[0]!r} that can be executed")
-    argv = [program, *command[1:]]
-    if sys.platform == "linux" and sys.executable:
-        argv = [
-            *(sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid())),
-            *argv,
-        ]
-    marked = {**environment, OWNER_VARIABLE: owner_mark()}
-    return ServerProcess(_in_starting_thread(argv, marked))
+    argv = _tied_to_parent(command, environment)
+    request = _Request(argv, {**environment, OWNER_VARIABLE: owner_mark()}, note)
+    _starter.hand_over(request)
+    try:
+        return request.result.result()
+    except BaseException:
+        # Interrupted: it is noted in a moment, or is not begun at all.
+        if not request.result.cancel():
+            wait([request.result])
+        raise
 
 
-_StartRequest = tuple[list[str], dict[str, str], "Future[subprocess.Popen[bytes]]"]
-_requests: queue.SimpleQueue[_StartRequest] = queue.SimpleQueue()
-_thread_lock = threading.Lock()
-_thread: threading.Thread | None = None
+@dataclass(frozen=True)
+class _Request:
+    """A start that was asked for."""
+
+    argv: list[str]
+    environment: dict[str, str]
+    note: Callable[[ServerProcess], None]
+    result: Future[ServerProcess] = field(default_factory=Future)
 
 
-def _in_starting_thread(
-    argv: list[str], environment: dict[str, str]
-) -> subprocess.Popen[bytes]:
-    global _thread  # noqa: PLW0603 - one thread per process, guarded by its lock
-    with _thread_lock:
-        if _thread is None or not _thread.is_alive():  # also after a fork
-            _thread = threading.Thread(
-                target=_serve_requests, name="llamatelemetry-starter", daemon=True
-            )
-            _thread.start()
-    result: Future[subprocess.Popen[bytes]] = Future()
-    _requests.put((argv, environment, result))
-    return result.result()
+class _Starter:
+    """The thread that starts all servers, and the guard of what they start."""
+
+    def __init__(self) -> None:
+        self._requests: queue.SimpleQueue[_Request] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
+
+    def hand_over(self, request: _Request) -> None:
+        """Put a request in line; start the thread if there is none yet."""
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(
+                    target=self._serve, name="llamatelemetry-starter", daemon=True
+                )
+                self._thread.start()
+        self._requests.put(request)
+
+    def _serve(self) -> None:
+        while True:
+            request = self._requests.get()
+            if not request.result.set_running_or_notify_cancel():
+                continue
+            try:
+                process = self._start(request)
+                request.note(process)
+            except Exception as error:  # noqa: BLE001 - raised again by the caller
+                request.result.set_exception(error)
+            else:
+                request.result.set_result(process)
+
+    def _start(self, request: _Request) -> ServerProcess:
+        self._ensure_guard()
+        process = subprocess.Popen(
+            request.argv,
+            env=request.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            bufsize=0,
+            start_new_session=True,
+        )
+        self.tell_guard(f"+{process.pid}")
+        return ServerProcess(process)
+
+    def _ensure_guard(self) -> None:
+        if sys.platform != "linux" or not sys.executable:
+            return
+        if self._guard is not None and self._guard.poll() is None:
+            return
+        if self._guard is None:
+            atexit.register(self.close)
+        self._guard = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid())],
+            env={},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            start_new_session=True,
+        )
+
+    def close(self) -> None:
+        """Let the guard end, at the end of the program."""
+        guard, self._guard = self._guard, None
+        if guard is not None and guard.stdin is not None:
+            guard.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                guard.wait(_GROUP_SECONDS)
+
+    def tell_guard(self, line: str) -> None:
+        """Tell the guard of a group that has begun or ended."""
+        guard = self._guard
+        if guard is not None and guard.stdin is not None:
+            with contextlib.suppress(OSError):  # it was killed; a start renews it
+                guard.stdin.write(f"{line}\n".encode())
 
 
-def _serve_requests() -> None:
-    while True:
-        argv, environment, result = _requests.get()
-        try:
-            process = subprocess.Popen(
-                argv,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                bufsize=0,
-                start_new_session=True,
-            )
-        except Exception as error:  # noqa: BLE001 - raised again by the caller
-            result.set_exception(error)
-        else:
-            result.set_result(process)
+_starter = _Starter()
+
+
+_of_parents: list[_Starter] = []
+
+
+def _begin_anew() -> None:
+    """Begin anew in a fork, which has neither the thread nor the guard."""
+    global _starter  # noqa: PLW0603 - one for each process
+    atexit.unregister(_starter.close)
+    _of_parents.append(_starter)  # its processes are not ours to collect
+    _starter = _Starter()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
 
 
 class ServerProcess:
@@ -164,7 +263,8 @@ class ServerProcess:
                 return self._process.wait()
             if ended is None:
                 return None
-            self._send(signal.SIGKILL)
+            _send(self.pid, signal.SIGKILL)
+            _starter.tell_guard(f"-{self.pid}")
             return self._process.wait()
 
     def wait(self, timeout: float | None = None) -> int | None:
@@ -178,18 +278,18 @@ class ServerProcess:
         """Ask the group to end, ask again, then kill it; return the exit code.
 
         llama-server answers the first SIGTERM only when the running requests are
-        done; the second one at once.
+        done; the second one at once. Interrupted, it is killed at once.
         """
-        for number, seconds in (
-            (signal.SIGTERM, patience),
-            (signal.SIGTERM, patience / 2),
-            (signal.SIGKILL, None),
-        ):
-            self._signal(number)
-            if (code := self.wait(seconds)) is not None:
-                self._wait_for_group()
-                return code
-        raise AssertionError("a killed process was waited for without end")
+        try:
+            for seconds in (patience, patience / 2):
+                self._signal(signal.SIGTERM)
+                if self.wait(seconds) is not None:
+                    break
+        finally:
+            self._signal(signal.SIGKILL)
+            code = self.wait()
+        self._wait_for_group()
+        return cast("int", code)
 
     def _wait_for_group(self) -> None:
         """Wait for what was killed with the program; a zombie may stay for ever."""
@@ -201,10 +301,9 @@ class ServerProcess:
         if self.poll() is None:
             with self._lock:
                 if self._process.returncode is None:
-                    self._send(number)
+                    _send(self.pid, number)
 
-    def _send(self, number: signal.Signals) -> None:
-        try:
-            os.killpg(self.pid, number)
-        except (ProcessLookupError, PermissionError):
-            return
+
+def _send(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import os
+import re
+import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from llamatelemetry._deadline import Deadline
 from llamatelemetry.server._linux import bytes_loaded, group_listens
 from llamatelemetry.server._process import ServerProcess
 from llamatelemetry.server.config import ServerConfig
@@ -15,6 +20,7 @@ from llamatelemetry.server.events import (
     Event,
     Listening,
     LoadProgress,
+    Ready,
     read_event,
 )
 from llamatelemetry.server.logs import LogBuffer, read_lines
@@ -22,6 +28,8 @@ from llamatelemetry.server.logs import LogBuffer, read_lines
 MAX_EVENTS = 4096
 # Reading a pipe ends with the last process that holds it; the group is dead by then.
 _JOIN_SECONDS = 5.0
+_READ_SECONDS = 0.2
+_READ_BYTES = 64 * 2**10
 _PROGRESS_STEP = 0.01
 
 
@@ -30,7 +38,9 @@ class Run:
 
     Attributes:
         config: What it was started with; its port is the real one.
+        engine_name: What messages call the engine.
         command: The program and its arguments.
+        was_ready: Whether it has been ready.
         process: The process and its group.
         log: What it printed.
     """
@@ -40,9 +50,12 @@ class Run:
         config: ServerConfig,
         command: Sequence[str],
         process: ServerProcess,
+        *,
+        engine_name: str,
         on_end: Callable[[Run], None],
     ) -> None:
         self.config = config
+        self.engine_name = engine_name
         self.command = tuple(command)
         self.process = process
         self.log = LogBuffer()
@@ -100,23 +113,59 @@ class Run:
         self.add(progress)
         return progress
 
+    def become_ready(self) -> None:
+        """Record that it takes requests."""
+        self.was_ready = True
+        self.add(Ready(time.monotonic() - self._started))
+
+    @property
+    def latest_events(self) -> tuple[Event, ...]:
+        """What happened since it was ready, or since the start if it never was."""
+        events = self.events
+        ready = [place for place, event in enumerate(events) if type(event) is Ready]
+        return events[ready[-1] + 1 :] if ready else events
+
     def finish(self) -> None:
         """Wait until the log is read to its end."""
         if threading.current_thread() is not self._pump:
             self._pump.join(_JOIN_SECONDS)
 
     def _read_log(self) -> None:
-        with self.process.output as output:
-            read_lines(output, self._take_line)
+        with self.process.output:
+            read_lines(self._output(), self._take_line)
         self.process.wait()
         self._on_end(self)
         self.log.close()  # last: whoever follows the log then finds the error
 
+    def _output(self) -> Iterator[bytes]:
+        """Yield what is printed, to the end; a daemon it left may hold the pipe."""
+        descriptor = self.process.output.fileno()
+        poller = select.poll()  # select() cannot take descriptors above 1023
+        poller.register(descriptor, select.POLLIN)
+        grace = Deadline.after(None)
+        while not grace.expired:
+            if poller.poll(_READ_SECONDS * 1000):
+                if not (chunk := os.read(descriptor, _READ_BYTES)):
+                    return
+                yield chunk
+            elif self.process.poll() is not None:
+                return
+            if grace.remaining == math.inf and self.process.poll() is not None:
+                grace = Deadline.after(_JOIN_SECONDS / 2)
+
     def _take_line(self, line: str) -> None:
+        line = _without_key(line, self.config.api_key)
         self.log.append(line)
         event = read_event(line)
         if event is not None:
             self.add(event)
+
+
+def _without_key(line: str, api_key: str | None) -> str:
+    """Return the line without the key: llama-server logs its last characters."""
+    if api_key is None:
+        return line
+    return re.sub(r"(api_keys: ).*", r"\1****", line).replace(api_key, "****")
 
 
 def _model_bytes(config: ServerConfig) -> int:

@@ -130,6 +130,7 @@ class ServerConfig:
         _normalize(self)
         _check_types(self)
         _check_ranges(self)
+        _check_no_zero_bytes(self)
         _check_text(self)
         _check_combinations(self)
 
@@ -205,6 +206,10 @@ def _plain(value: Any) -> Any:
 
 def _normalize(config: ServerConfig) -> None:
     """Make lists tuples and paths text, so that configurations compare and hash."""
+    given: Any = config.lora_path
+    paths = given if isinstance(given, (list, tuple)) else [given] if given else []
+    if not all(isinstance(path, (str, os.PathLike)) for path in paths):
+        raise _error("lora_path", config.lora_path, "a path or a list of paths")
     for name in ("model_path", "mmproj_path", "slot_save_path"):
         value = getattr(config, name)
         if isinstance(value, os.PathLike):
@@ -223,10 +228,14 @@ def _normalize(config: ServerConfig) -> None:
 
 
 def _refuse_unknown(names: Mapping[str, Any]) -> None:
+    if not isinstance(names, Mapping):
+        raise ConfigurationError(
+            f"from_dict takes a dictionary, not {type(names).__name__}"
+        )
     known = [item.name for item in dataclasses.fields(ServerConfig)]
     for name in names:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
+            near = get_close_matches(str(name), known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigurationError(f"ServerConfig has no field {name!r}{hint}")
 
@@ -308,6 +317,14 @@ def _check_ranges(config: ServerConfig) -> None:
 MAX_DEVICES = 16
 
 
+def _check_no_zero_bytes(config: ServerConfig) -> None:
+    for name in (*_TEXTS, "lora_path", "extra_args"):
+        value = getattr(config, name)
+        for text in (value,) if isinstance(value, str) else value or ():
+            if "\0" in text:
+                raise ConfigurationError(f"{name} holds a zero byte, which ends a text")
+
+
 def _check_text(config: ServerConfig) -> None:
     # llama-server also takes lists and Unix sockets; this package speaks to one port.
     if not re.fullmatch(r"[\w.:%-]+", config.host):
@@ -344,21 +361,30 @@ def _check_tensor_split(text: str) -> None:
         raise _error("tensor_split", text, allowed)
 
 
-# The manager must know these: where the server listens, what it loads, its key.
-_FIELDS_ONLY = {"--model": "model_path", "--host": "host", "--port": "port"}
+# The manager must know these: where the server listens, what it loads, and what it
+# limits to the CPUs that are there.
+_FIELDS_ONLY = {
+    "--model": "model_path",
+    "--host": "host",
+    "--port": "port",
+    "--threads": "threads",
+    "--threads-batch": "threads_batch",
+}
+_SECRET = re.compile(r"-+(api-?keys?|hf-?token|hft)", re.IGNORECASE)
 
 
 def _check_extra_arguments(arguments: Sequence[str]) -> None:
     is_value = False
     for argument in arguments:
         spelling = normalize_spelling(argument.partition("=")[0])
+        if not is_value and _SECRET.fullmatch(spelling):
+            raise ConfigurationError(
+                f"extra_args must not hold {spelling}: everyone on the machine can "
+                "read a program's arguments. Set api_key; a token for the Hub goes "
+                "into ServerManager(environment={'HF_TOKEN': ...})"
+            )
         flag = None if is_value else FLAG_OF_SPELLING.get(spelling)
         is_value = flag is not None and flag.takes_value and "=" not in argument
-        if spelling == "--api-key":
-            raise ConfigurationError(
-                "extra_args must not hold --api-key: everyone on the machine can read "
-                "a program's arguments; set api_key, which travels in the environment"
-            )
         if flag is not None and flag.flag in _FIELDS_ONLY:
             raise ConfigurationError(
                 f"extra_args must not hold {argument}; set {_FIELDS_ONLY[flag.flag]}"

@@ -133,7 +133,12 @@ def _split(value: str | os.PathLike[str] | Sequence[str]) -> list[str]:
     elif shutil.which(os.path.expanduser(value)) or Path(value).expanduser().exists():  # noqa: PTH111 - which takes text
         words = [value]  # a path with spaces in it, not a command
     else:
-        words = shlex.split(value)
+        try:
+            words = shlex.split(value)
+        except ValueError as error:
+            raise EngineNotFoundError(
+                f"the engine {value!r} is no command: {error}"
+            ) from error
     if not words:
         raise EngineNotFoundError("the engine named is empty; name a program")
     return words

@@ -82,6 +82,17 @@ class Listening(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Ready(Event):
+    """The server has answered that it takes requests.
+
+    Attributes:
+        seconds: Seconds since the start.
+    """
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class BindFailed(Event):
     """The server could not take its address.
 
@@ -240,8 +251,14 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str], _Maker], ...] = (
 )
 
 
+# The patterns go back and forth on long lines; those that count are short.
+_LONGEST_LINE = 1000
+
+
 def read_event(line: str) -> Event | None:
     """Return what one line of a llama.cpp log says, or None."""
+    if len(line) > _LONGEST_LINE:
+        return None
     for clue, pattern, make in _PATTERNS:
         if clue in line and (match := pattern.search(line)):
             return make(match)

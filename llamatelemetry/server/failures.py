@@ -1,6 +1,6 @@
 """Why a server ended: from its events and exit code to the error that says what to do.
 
-Pure functions. Every error carries the whole evidence (command, exit code, the last
+Every error carries the whole evidence (command, exit code, the last
 log lines): a ServerStartError itself, any other one as its ``__cause__``.
 """
 
@@ -17,6 +17,7 @@ from llamatelemetry.exceptions import (
     PortInUseError,
     ServerStartError,
 )
+from llamatelemetry.server._linux import port_holder
 from llamatelemetry.server.config import ServerConfig
 from llamatelemetry.server.events import (
     BadModel,
@@ -31,19 +32,31 @@ def explain_end(
     config: ServerConfig,
     events: Iterable[Event],
     *,
+    engine_name: str,
     command: Sequence[str],
     exit_code: int,
     log_tail: str,
     was_ready: bool,
 ) -> LLCudaError:
-    """Return the error that says why the server ended, with its evidence attached."""
+    """Return the error that says why the server ended, with its evidence attached.
+
+    Args:
+        config: What it was started with.
+        events: What happened; when it had been ready, only what happened after that:
+            a problem that it got over while loading is not what ended it.
+        engine_name: What messages call the engine.
+        command: The program and its arguments.
+        exit_code: Its exit code; negative for a signal.
+        log_tail: The last lines of its log.
+        was_ready: Whether it had been ready.
+    """
     evidence = ServerStartError(
-        _describe_end(command, exit_code, log_tail, was_ready=was_ready),
+        _describe_end(engine_name, exit_code, log_tail, was_ready=was_ready),
         command=command,
         exit_code=exit_code,
         log_tail=log_tail,
     )
-    cause = _explain(config, list(events), command[0])
+    cause = _explain(config, list(events), engine_name)
     if cause is None:
         return evidence
     cause.__cause__ = evidence
@@ -51,22 +64,21 @@ def explain_end(
 
 
 def _explain(
-    config: ServerConfig, events: Sequence[Event], program: str
+    config: ServerConfig, events: Sequence[Event], engine_name: str
 ) -> LLCudaError | None:
     for event in events:
         if isinstance(event, OutOfMemory):
             # The line with the figures comes first; the ones after it repeat it.
             return OutOfMemoryError(
-                f"{event} while loading {config.model_path}. "
-                f"{_ADVICE[event.device == 'CPU']}",
+                f"{event} for {config.model_path}. {_ADVICE[event.device == 'CPU']}",
                 device=event.device,
                 needed=event.needed,
             )
         if isinstance(event, BindFailed):
-            return port_in_use(config.host, event.port, None)
+            return port_in_use(config.host, event.port, port_holder(event.port))
         if isinstance(event, UnknownFlag):
             return ConfigurationError(
-                f"{program} refuses an argument: {event.reason}. "
+                f"{engine_name} refuses an argument: {event.reason}. "
                 "Leave it out, or use an engine that has it"
             )
         if isinstance(event, BadModel):
@@ -84,7 +96,7 @@ _ADVICE = {
 
 
 def _describe_end(
-    command: Sequence[str], exit_code: int, log_tail: str, *, was_ready: bool
+    engine_name: str, exit_code: int, log_tail: str, *, was_ready: bool
 ) -> str:
     when = "after it was ready" if was_ready else "before it was ready"
     how = f"with exit code {exit_code}"
@@ -93,7 +105,7 @@ def _describe_end(
         if exit_code == -signal.SIGKILL:
             how += " (the kernel does that when the machine's memory runs out)"
     last = f"\nIts last log lines:\n{log_tail}" if log_tail else " and logged nothing"
-    return f"{command[0]} ended {when}, {how}.{last}"
+    return f"{engine_name} ended {when}, {how}.{last}"
 
 
 def _signal_name(number: int) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterable, Iterator
 
-MAX_LOG_BYTES = 4 * 2**20  # about 60,000 lines; the oldest are dropped
+MAX_LOG_BYTES = 4 * 2**20  # of memory, about 30,000 lines; the oldest are dropped
 MAX_LINE_BYTES = 16 * 2**10  # a longer line is cut into several
-_READ_BYTES = 64 * 2**10
 
 
 class LogBuffer:
@@ -27,9 +27,9 @@ class LogBuffer:
         """Add one line; drop the oldest ones beyond the bound."""
         with self._changed:
             self._lines.append(line)
-            self._bytes += len(line)
+            self._bytes += sys.getsizeof(line)
             while self._bytes > self._max_bytes and len(self._lines) > 1:
-                self._bytes -= len(self._lines.popleft())
+                self._bytes -= sys.getsizeof(self._lines.popleft())
                 self._first += 1
             self._changed.notify_all()
 
@@ -67,21 +67,19 @@ class LogBuffer:
                 while not self._closed and number >= self._first + len(self._lines):
                     self._changed.wait()
                 start = max(number, self._first)
-                # By index: near its ends a deque finds one in constant time.
-                lines = [
-                    self._lines[place]
-                    for place in range(start - self._first, len(self._lines))
-                ]
+                # From the end: there are few new ones among many old ones.
+                count = self._first + len(self._lines) - start
+                lines = list(itertools.islice(reversed(self._lines), count))[::-1]
                 if not lines and self._closed:
                     return
             number = start + len(lines)
             yield from lines
 
 
-def read_lines(stream: BinaryIO, take: Callable[[str], None]) -> None:
-    """Read a pipe to its end and hand over each line as soon as it is whole."""
+def read_lines(chunks: Iterable[bytes], take: Callable[[str], None]) -> None:
+    """Split bytes into lines and hand over each one as soon as it is whole."""
     rest = b""
-    while chunk := stream.read(_READ_BYTES):
+    for chunk in chunks:
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             _take_cut(line.rstrip(b"\r"), take)

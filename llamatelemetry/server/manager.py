@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import enum
+import errno
 import os
 import threading
 import time
@@ -25,7 +26,12 @@ from llamatelemetry.exceptions import (
     ServerTimeoutError,
 )
 from llamatelemetry.server import _process
-from llamatelemetry.server._preflight import check_files, decide, resolve_port
+from llamatelemetry.server._preflight import (
+    check_files,
+    decide,
+    resolve_port,
+    with_absolute_paths,
+)
 from llamatelemetry.server._run import Run
 from llamatelemetry.server.config import ServerConfig
 from llamatelemetry.server.engine import EngineLike, build_environment, find_engine
@@ -37,6 +43,7 @@ from llamatelemetry.server.parsing import parse_arguments
 _POLL_SECONDS = 0.01
 _PROGRESS_SECONDS = 0.1
 _HEALTH_TIMEOUT = 2.0
+_SHORTEST_LOOK = 0.05
 _FREE_PORT_STARTS = 3
 
 
@@ -69,8 +76,9 @@ _NEXT: dict[ServerState, tuple[ServerState, ...]] = {
 class ServerManager:
     """Runs one llama-server at a time.
 
-    The server never outlives this Python process: the kernel ends it when the process
-    dies in any way.
+    The server never outlives this Python process, however that ends: the kernel kills
+    it then, and a guard process kills what it had started itself. Any thread may call
+    any method; starts and stops wait for each other.
 
     Args:
         config: What ``with`` and :meth:`restart` start. Others may be given to
@@ -93,6 +101,11 @@ class ServerManager:
         timeout: float = 600,
         environment: Mapping[str, str] | None = None,
     ) -> None:
+        if config is not None and not isinstance(config, ServerConfig):
+            raise ConfigurationError(
+                f"ServerManager takes a ServerConfig, not {type(config).__name__}: "
+                "ServerManager(ServerConfig('model.gguf'))"
+            )
         self._requested = config
         self._engine = engine
         self._timeout = timeout
@@ -100,9 +113,9 @@ class ServerManager:
         self._state = ServerState.NEW
         self._error: LLCudaError | None = None
         self._run: Run | None = None
-        self._lock = threading.RLock()  # guards the four values above
-        self._start_lock = threading.Lock()
-        self._stop_lock = threading.Lock()
+        self._port_tries = 0
+        self._lock = threading.RLock()  # guards the values above
+        self._lifecycle = threading.RLock()  # held while starting and while stopping
 
     # ── start ────────────────────────────────────────────────────────────────────
 
@@ -118,13 +131,14 @@ class ServerManager:
             EngineNotFoundError: No engine was found.
             ServerError: This manager's server is running already.
         """
-        with self._start_lock:
-            if self.is_running():
-                raise ServerError(
-                    f"this server is running already at {self.get_url()}; "
-                    "call stop() or restart() first, or use another ServerManager"
-                )
-            self._requested = config
+        if not isinstance(config, ServerConfig):
+            raise ConfigurationError(
+                f"start_with_config takes a ServerConfig, not {type(config).__name__}; "
+                "for arguments in a string there is start(args)"
+            )
+        with self._lifecycle:
+            self._refuse_if_running()
+            self._requested, self._port_tries = config, 0
             self._start(config)
         return True
 
@@ -148,8 +162,17 @@ class ServerManager:
             config = config.replace(api_key=api_key)
         return self.start_with_config(config)
 
+    def _refuse_if_running(self) -> None:
+        if self.is_running():
+            raise ServerError(
+                f"this server is running already at {self.get_url()}; "
+                "call stop() or restart() first, or use another ServerManager"
+            )
+
     def _start(self, config: ServerConfig) -> None:
+        """Start the engine; the caller holds the lifecycle lock."""
         engine = find_engine(self._engine)
+        config = with_absolute_paths(config)
         check_files(config)
         decisions = decide(config)
         config = resolve_port(config)
@@ -169,20 +192,30 @@ class ServerManager:
         environment = build_environment(
             engine, api_key=config.api_key, environment=self._environment
         )
+
+        def note(process: _process.ServerProcess) -> None:
+            run = Run(
+                config,
+                command,
+                process,
+                engine_name=str(engine),
+                on_end=self._settle,
+            )
+            for text in decisions.notices:
+                run.add(Notice(text))
+            with self._lock:
+                self._run, self._error = run, None
+                self._transition(ServerState.STARTING)
+            _stop_at_exit(self)
+            run.begin()
+
         try:
-            process = _process.start(command, environment=environment)
+            _process.start(command, environment=environment, note=note)
         except OSError as error:
-            raise EngineNotFoundError(
-                f"{command[0]} cannot be started: {error}"
-            ) from error
-        run = Run(config, command, process, self._settle)
-        for text in decisions.notices:
-            run.add(Notice(text))
-        with self._lock:
-            self._run, self._error = run, None
-            self._transition(ServerState.STARTING)
-        _stop_at_exit(self)
-        run.begin()
+            raise _cannot_start(str(engine), error) from error
+        except BaseException:  # interrupted when it ran already, perhaps
+            self.stop()
+            raise
 
     # ── wait ─────────────────────────────────────────────────────────────────────
 
@@ -211,13 +244,12 @@ class ServerManager:
                 "nothing was started; call start_with_config(config) first"
             )
         deadline = Deadline.after(timeout)
-        for more_ports in reversed(range(_FREE_PORT_STARTS)):
-            if self._wait(self._run, deadline, progress):
+        while True:
+            run = self._run
+            if self._wait(run, deadline, progress):
                 return True
-            if not (more_ports and self._lost_free_port()):
-                break
-            self._start(self._requested_config())
-        return False
+            if deadline.expired or not self._try_another_port(run):
+                return False
 
     def _wait(
         self,
@@ -230,7 +262,7 @@ class ServerManager:
             while self._is_alive(run):
                 if self._state is ServerState.READY:
                     return True
-                if run.listens() and _answers_ready(connection):
+                if run.listens() and _answers_ready(connection, deadline):
                     return self._become_ready(run)
                 if time.monotonic() >= next_report:
                     next_report = time.monotonic() + _PROGRESS_SECONDS
@@ -242,17 +274,32 @@ class ServerManager:
                 run.wait_for_event(min(_POLL_SECONDS, deadline.remaining))
         return False
 
-    def _lost_free_port(self) -> bool:
-        """Whether another program took the free port before the server could."""
-        return (
-            isinstance(self.error, PortInUseError)
-            and self._requested_config().port == 0
-        )
+    def _try_another_port(self, run: Run) -> bool:
+        """Start again if another program took the free port before this run could.
+
+        Returns whether there is a new run to wait for.
+        """
+        with self._lifecycle:
+            if run is not self._run:
+                return self.is_running()  # another thread did it
+            lost = isinstance(self.error, PortInUseError)
+            self._port_tries += 1
+            if not lost or self._port_tries >= _FREE_PORT_STARTS:
+                return False
+            if self._requested_config().port != 0:
+                return False
+            try:
+                self._start(self._requested_config())
+            except LLCudaError as error:
+                with self._lock:
+                    self._error = error
+                return False
+            return True
 
     def _become_ready(self, run: Run) -> bool:
         with self._lock:
             if run is self._run and self._state is ServerState.STARTING:
-                run.was_ready = True
+                run.become_ready()
                 self._transition(ServerState.READY)
             return self._state is ServerState.READY
 
@@ -336,14 +383,17 @@ class ServerManager:
         It is asked to end, asked again after 2 seconds, and killed a second later,
         with everything it started. Streams that are still open break.
         """
-        with self._stop_lock:
+        with self._lifecycle:
             run = self._run
-            if run is None or not self._is_alive(run):
+            if run is None:
                 return
+            self._settle(run)
             with self._lock:
-                if self._state not in _ALIVE:
+                if self._state in _ALIVE:
+                    self._transition(ServerState.STOPPING)
+                if self._state is not ServerState.STOPPING:
                     return
-                self._transition(ServerState.STOPPING)
+            # From here an interrupt leaves STOPPING, and stop() may be called again.
             code = run.process.stop()
             run.finish()
             run.add(Exited(code))
@@ -354,18 +404,30 @@ class ServerManager:
     def restart(self) -> None:
         """Stop the server, start it again, and wait until it is ready.
 
+        The port stays the same, also a free one that was taken, if it is still free.
+
         Raises:
             ServerTimeoutError: It was not ready in the manager's timeout.
             LLCudaError: As :meth:`start_with_config`, or why it ended.
         """
-        config = self._requested_config()
-        self.stop()
-        self.start_with_config(config)
+        with self._lifecycle:
+            requested = self._requested_config()
+            config = self._run.config if self._run is not None else requested
+            self.stop()
+            self._port_tries = 0
+            try:
+                self._start(config)
+            except PortInUseError:
+                if requested.port != 0:
+                    raise
+                self._start(requested)
         self._require_ready()
 
     def __enter__(self) -> Self:
-        self.start_with_config(self._requested_config())
+        config = self._requested_config()
+        self._refuse_if_running()
         try:
+            self.start_with_config(config)
             self._require_ready()
         except BaseException:
             self.stop()
@@ -403,6 +465,8 @@ class ServerManager:
             return
         self.raise_if_failed()
         run = self._run
+        if self._state not in _ALIVE:
+            raise ServerNotRunningError("the server was stopped while it was awaited")
         raise ServerTimeoutError(
             f"the server was not ready in {self._timeout:g} s; a large model may need "
             "more: ServerManager(config, timeout=...)",
@@ -424,7 +488,8 @@ class ServerManager:
                 return
             self._error = explain_end(
                 run.config,
-                run.events,
+                run.latest_events,
+                engine_name=run.engine_name,
                 command=run.command,
                 exit_code=code,
                 log_tail=run.log.tail(),
@@ -442,13 +507,23 @@ class ServerManager:
         self._state = state
 
 
-def _answers_ready(connection: HTTPClient) -> bool:
+def _cannot_start(engine_name: str, error: OSError) -> LLCudaError:
+    if error.errno == errno.E2BIG:
+        return ConfigurationError(
+            "the arguments, or the environment with the key, are longer than the "
+            "system allows; shorten extra_args or api_key"
+        )
+    return EngineNotFoundError(f"{engine_name} cannot be started: {error}")
+
+
+def _answers_ready(connection: HTTPClient, deadline: Deadline) -> bool:
+    seconds = min(_HEALTH_TIMEOUT, max(_SHORTEST_LOOK, deadline.remaining))
     try:
         reply = connection.request(
             "GET",
             "/health",
-            connect_timeout=_HEALTH_TIMEOUT,
-            silence_timeout=_HEALTH_TIMEOUT,
+            connect_timeout=seconds,
+            silence_timeout=seconds,
         )
     except ClientError:
         return False

@@ -39,6 +39,11 @@ _LOAD_MODES = {
 _ALL_LAYERS = 99
 
 
+# llama-server takes 0 and less for "as many as there are". This is the most that
+# ServerConfig takes; the manager passes as many of them as can be used.
+_ALL_THREADS = 4096
+
+
 def parse_arguments(args: str | Sequence[str]) -> ServerConfig:
     """Read llama-server's arguments, without the program, as a ServerConfig.
 
@@ -58,6 +63,12 @@ def parse_arguments(args: str | Sequence[str]) -> ServerConfig:
 
 def _split(args: str | Sequence[str]) -> list[str]:
     if not isinstance(args, str):
+        if not isinstance(args, (list, tuple)) or not all(
+            isinstance(word, str) for word in args
+        ):
+            raise ConfigurationError(
+                f"the arguments must be text, or a list of text, not {args!r}"
+            )
         return list(args)
     try:
         return shlex.split(args)
@@ -167,7 +178,7 @@ class _Reader:
         if flag.kind != "integer":
             return False
         return value.startswith("-") and flag.flag in {
-            "--parallel", "--threads", "--threads-batch", "--cache-ram", "--main-gpu",
+            "--parallel", "--cache-ram", "--main-gpu",
         }  # fmt: skip
 
     def _pass_on_second_value(self, flag: Flag) -> None:
@@ -188,9 +199,12 @@ def _convert(flag: Flag, word: str, value: str) -> object:
         return value in _ON
     if flag.kind in {"integer", "layers"}:
         try:
-            return int(value)
+            number = int(value)
         except ValueError:
             raise ConfigurationError(
                 f"{word} cannot be {value!r}; it must be a whole number"
             ) from None
+        if flag.flag in {"--threads", "--threads-batch"} and number < 1:
+            return _ALL_THREADS
+        return number
     return value

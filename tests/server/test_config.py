@@ -97,6 +97,17 @@ def test_it_is_a_frozen_hashable_value() -> None:
         {"extra_args": ["--api-key", "secret"]},
         {"extra_args": ["--api-key=secret"]},
         {"extra_args": ["--api_key", "secret"]},
+        {"extra_args": ["--API-KEY", "secret"]},
+        {"extra_args": ["--api-keys=secret"]},
+        {"extra_args": ["--hf-token", "secret"]},
+        {"extra_args": ["-hft", "secret"]},
+        {"extra_args": ["--threads", "64"]},
+        {"extra_args": ["a\0b"]},
+        {"extra_args": {"-v"}},
+        {"model_path": "a\0b"},
+        {"lora_path": 5},
+        {"lora_path": [5]},
+        {"lora_path": b"x"},
         {"extra_args": ["--port", "9"]},
         {"extra_args": ["-m", "other.gguf"]},
         {"extra_args": ["--host", "0.0.0.0"]},
@@ -108,8 +119,9 @@ def test_it_is_a_frozen_hashable_value() -> None:
 )
 def test_a_value_that_cannot_work_is_refused_by_name(wrong: dict[str, object]) -> None:
     """Each wrong value raises at construction, and the message names its field."""
-    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+    with pytest.raises(ConfigurationError, match=next(iter(wrong))) as caught:
         ServerConfig(**{"model_path": "model.gguf", **wrong})  # type: ignore[arg-type]
+    assert "secret" not in str(caught.value)
 
 
 def test_the_key_is_in_no_repr_dictionary_argument_or_error() -> None:
@@ -144,6 +156,10 @@ def test_an_unknown_key_is_named_with_the_nearest_field() -> None:
     """A misspelled field is refused and the right one is proposed."""
     with pytest.raises(ConfigurationError, match="'n_ctx'"):
         ServerConfig.from_dict({"model_path": "m.gguf", "n_ctx": 1})
+    with pytest.raises(ConfigurationError, match="no field 1"):
+        ServerConfig.from_dict({1: 2})  # type: ignore[dict-item]
+    with pytest.raises(ConfigurationError, match="dictionary"):
+        ServerConfig.from_dict(None)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="did you mean 'context_size'"):
         ServerConfig("m.gguf").replace(contextsize=1)
 

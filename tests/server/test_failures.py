@@ -32,6 +32,7 @@ def explain(*events: Event, exit_code: int = 1, was_ready: bool = False) -> LLCu
     return explain_end(
         CONFIG,
         events,
+        engine_name="the engine",
         command=["llama-server", "--model", "m.gguf"],
         exit_code=exit_code,
         log_tail="the last line",

@@ -11,10 +11,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from manager_tools import STAND_IN, Make, children
 
 from llamatelemetry.exceptions import (
     ConfigurationError,
@@ -29,32 +29,6 @@ from llamatelemetry.exceptions import (
 )
 from llamatelemetry.server import ServerConfig, ServerManager, ServerState, _linux
 from llamatelemetry.server.events import Exited, Loading, LoadProgress, Notice
-
-STAND_IN = Path(__file__).parents[1] / "tools" / "stand_in_engine.py"
-Make = Callable[..., ServerManager]
-
-
-@pytest.fixture
-def make() -> Iterator[Make]:
-    """Make managers over the stand-in engine, stopped whatever the test does."""
-    managers: list[ServerManager] = []
-
-    def make_one(
-        mode: str, config: ServerConfig | None = None, **more: float
-    ) -> ServerManager:
-        command = [sys.executable, str(STAND_IN), mode]
-        managers.append(ServerManager(config, engine=command, **more))  # type: ignore[arg-type]
-        return managers[-1]
-
-    yield make_one
-    for manager in managers:
-        manager.stop()
-
-
-@pytest.fixture
-def config(tiny_model: Path) -> ServerConfig:
-    """A configuration that takes any free port."""
-    return ServerConfig(tiny_model, port=0)
 
 
 def test_a_life_from_new_to_stopped(make: Make, config: ServerConfig) -> None:
@@ -544,17 +518,6 @@ def test_many_lives_leak_nothing(make: Make, config: ServerConfig) -> None:
     assert threading.active_count() == threads
     assert len(os.listdir("/proc/self/fd")) == files
     assert children() == []
-
-
-def children() -> list[int]:
-    """Return the ids of this process's running servers."""
-    return [
-        pid
-        for pid in _linux.process_ids()
-        if str(STAND_IN) in _linux.process_command(pid)
-        and f"{os.getpid()}:"
-        in (_linux.process_variable(pid, "LLAMATELEMETRY_OWNER") or "")
-    ]
 
 
 def test_signals_to_the_terminal_do_not_reach_the_server(

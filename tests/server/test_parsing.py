@@ -86,7 +86,6 @@ def test_old_and_new_spellings_are_equal(old: str, new: str) -> None:
         ["--alias", "two,names"],
         ["--load-mode", "dio"],
         ["-np", "-1"],
-        ["-t", "-1"],
         ["--cache-ram", "-1"],
         ["--webui"],
     ],
@@ -214,3 +213,19 @@ def test_every_field_is_in_the_round_trip() -> None:
     fields = set(ServerConfig("model.gguf").to_dict()) | {"api_key"}
 
     assert {"metrics", "api_key"} == fields - set(CHOICES)
+
+
+@pytest.mark.parametrize("count", ["-1", "0"])
+def test_as_many_threads_as_there_are_is_a_value(count: str) -> None:
+    """llama-server's -1 becomes the most; what is passed later is what can be used."""
+    config = parse_arguments(f"-m model.gguf -t {count} -tb {count}")
+
+    assert (config.threads, config.threads_batch) == (4096, 4096)
+    assert config.extra_args == ()
+
+
+@pytest.mark.parametrize("wrong", [None, b"-m model.gguf", ["-m", 7], 5])
+def test_arguments_that_are_no_text_are_refused(wrong: object) -> None:
+    """What is neither a text nor a list of texts is an error that says so."""
+    with pytest.raises(ConfigurationError, match="must be text"):
+        parse_arguments(wrong)  # type: ignore[arg-type]

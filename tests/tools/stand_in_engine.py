@@ -146,6 +146,40 @@ def wrapper(options: argparse.Namespace) -> None:
     sys.exit(subprocess.run(command, check=False).returncode)
 
 
+def warned(options: argparse.Namespace) -> None:
+    """Report a full card, get over it, and become ready."""
+    log("alloc: allocating 13824.50 MiB on device 1: cudaMalloc failed: out of memory")
+    listen(options)
+
+
+def daemon(options: argparse.Namespace) -> None:
+    """Leave a process of another group behind that holds the log's pipe, and fail."""
+    subprocess.Popen(["sleep", "30"], start_new_session=True)
+    log("error: this engine has left somebody behind")
+    sys.exit(7)
+
+
+def closed_output(options: argparse.Namespace) -> None:
+    """Close its output and go on."""
+    os.close(1)
+    os.close(2)
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the end
+    listen(options)
+
+
+def tells_key(options: argparse.Namespace) -> None:
+    """Log the end of the key as llama-server does, and all of it besides."""
+    key = os.environ["LLAMA_API_KEY"]
+    log(f"srv  init_listene: api_keys: ****{key[-4:]}")
+    log(f"and once more: {key}!")
+    listen(options)
+
+
+def slow_help(options: argparse.Namespace) -> None:
+    """Be an engine whose --help takes a second (see main)."""
+    listen(options)
+
+
 def short_lived(options: argparse.Namespace) -> None:
     """Become ready and end half a second later."""
     signal.signal(signal.SIGALRM, lambda *_: os._exit(3))
@@ -157,7 +191,8 @@ MODES: dict[str, Callable[[argparse.Namespace], None]] = {
     mode.__name__: mode
     for mode in (
         good, slow, noisy, binary, mute, crash, out_of_memory, old_engine, beaten,
-        beaten_once, immortal, wrapper, short_lived,
+        beaten_once, immortal, wrapper, short_lived, warned, daemon, closed_output,
+        tells_key, slow_help,
     )
 }  # fmt: skip
 
@@ -165,6 +200,8 @@ MODES: dict[str, Callable[[argparse.Namespace], None]] = {
 def main() -> None:
     """Read the arguments and misbehave."""
     if "--help" in sys.argv:
+        if "slow_help" in sys.argv:
+            time.sleep(1)
         sys.stdout.write(HELP.read_text())
         return
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

@@ -1,0 +1,35 @@
+"""Managers over the stand-in engine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from manager_tools import STAND_IN, Make
+
+from llamatelemetry.server import ServerConfig, ServerManager
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Make managers over the stand-in engine, stopped whatever the test does."""
+    managers: list[ServerManager] = []
+
+    def make_one(
+        mode: str, config: ServerConfig | None = None, **more: float
+    ) -> ServerManager:
+        command = [sys.executable, str(STAND_IN), mode]
+        managers.append(ServerManager(config, engine=command, **more))  # type: ignore[arg-type]
+        return managers[-1]
+
+    yield make_one
+    for manager in managers:
+        manager.stop()
+
+
+@pytest.fixture
+def config(tiny_model: Path) -> ServerConfig:
+    """A configuration that takes any free port."""
+    return ServerConfig(tiny_model, port=0)
