@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from client_tools import STAND_IN, StandIn
 
 from llamatelemetry import __version__, _conversation, cli
 from llamatelemetry._conversation import Conversation, printable
@@ -59,6 +60,11 @@ def test_demo_does_the_main_job(
         (["serve", "not-there.gguf"], "not-there.gguf"),
         (["serve", "demo", "--ctx-size", "many"], "many"),
         (["serve", "demo", "--port", "99999"], "99999"),
+        (["serve", "-ngl", "0", "demo"], "the model comes first"),
+        (["serve", "demo", "-hft", "hush"], "-hft"),
+        (["serve", "demo", "--engine", "/nowhere/server"], "/nowhere/server"),
+        (["demo", "--engine", 'a "b'], "no command"),
+        (["demo", "--engine", "/bin/ls"], "/bin/ls"),
         (["serve", "demo", "--api-key", "hush"], "LLAMA_API_KEY"),
         (["chat", "not-there.gguf"], "not-there.gguf"),
         (["chat", "--gpu-layers", "-3"], "n_gpu_layers"),
@@ -72,7 +78,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(
 ) -> None:
     """What cannot work is said in one line that names it, and nothing starts."""
     try:
-        code = cli.main([*arguments, *(["--engine", "embedded"] if arguments else [])])
+        code = cli.main(arguments)
     except SystemExit as error:
         code = error.code  # type: ignore[assignment]
     shown = [
@@ -86,6 +92,25 @@ def test_bad_input_gets_one_line_and_exit_code_2(
     assert shown[0].startswith("llamatelemetry: ")
     assert words in shown[0]
     assert "hush" not in shown[0]
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code"), [(">&-", 0), (">/dev/full", 1), ("<&-", 0), ("2>&-", 0)]
+)
+def test_closed_and_full_streams_end_without_a_traceback(
+    redirection: str, code: int
+) -> None:
+    """Streams that are closed or cannot be written to are no crash."""
+    done = subprocess.run(
+        f"{sys.executable} -m llamatelemetry demo --engine embedded {redirection}",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert "Traceback" not in done.stderr
+    assert done.returncode == code
 
 
 def test_a_failure_while_running_is_exit_code_1(
@@ -218,6 +243,20 @@ def test_a_failed_question_does_not_end_the_chat(
     assert "file format" in captured.out
 
 
+@pytest.fixture
+def slow_server() -> Iterator[str]:
+    """The URL of a server that says one word a second for a minute."""
+    process = subprocess.Popen(
+        [sys.executable, str(STAND_IN)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        yield StandIn(int(process.stdout.readline())).url(tokens=60, pace=1)
+        process.stdin.close()
+        process.wait(5)
+
+
 class Terminal:
     """A program on a terminal of its own."""
 
@@ -240,6 +279,17 @@ class Terminal:
         """Press keys."""
         os.write(self._descriptor, text.encode())
 
+    def press_until(self, key: str, pattern: str) -> None:
+        """Press a key, again if it came too early, until a pattern has come."""
+        for _ in range(20):
+            self.type(key)
+            try:
+                self.read_until(pattern, 1)
+            except AssertionError:
+                continue
+            return
+        raise AssertionError(self.text)
+
     def wait(self) -> int:
         """Wait for the end; return the exit code."""
         while True:
@@ -253,12 +303,23 @@ class Terminal:
         return os.waitstatus_to_exitcode(status)
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_program(engine: Engine) -> None:
-    """In a terminal: an answer is stopped, another one comes, Ctrl-D leaves with 0."""
+def test_ctrl_c_stops_the_answer_and_not_the_program(slow_server: str) -> None:
+    """In a terminal: a slow answer is stopped, /exit leaves with 0."""
+    terminal = Terminal([*COMMAND, "chat", "--url", slow_server])
+    terminal.read_until("anew\\.[\\s\\S]*> ")
+    terminal.type("What is GGUF?\n")
+    terminal.read_until("\\n[a-z ]+")  # it has begun; it would take a minute
+    terminal.press_until("\x03", "> $")
+    terminal.type("/exit\n")
+
+    assert terminal.wait() == 0
+
+
+def test_ctrl_c_at_the_prompt_does_not_leave(engine: Engine) -> None:
+    """Ctrl-C says how to leave, a question is answered, Ctrl-D leaves with 0."""
     terminal = Terminal([*COMMAND, "chat", "--engine", engine_name(engine)])
-    terminal.read_until("> ")
-    terminal.type("\x03")
-    terminal.read_until("leaves\\)[\\s\\S]*> ")
+    terminal.read_until("anew\\.[\\s\\S]*> ")
+    terminal.press_until("\x03", "leaves\\)[\\s\\S]*> ")
     terminal.type("What is GGUF?\n")
     terminal.read_until("file format[\\s\\S]*> ")
     terminal.type("\x04")

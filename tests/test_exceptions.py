@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 import re
+from collections.abc import Callable
 
 import pytest
 
@@ -58,3 +61,30 @@ def test_every_error_is_exported_and_documented() -> None:
 def test_some_can_be_caught_as_builtin_errors(name: str, builtin: type) -> None:
     """A user who knows only Python's own errors catches these too."""
     assert issubclass(ERRORS[name], builtin)
+
+
+def make(kind: type[LLCudaError]) -> LLCudaError:
+    """Make an error with a value for each of its names."""
+    more: dict[str, object] = {}
+    if inspect.isfunction(kind.__init__):
+        parameters = inspect.signature(kind.__init__).parameters.values()
+        more = {
+            one.name: one.name for one in parameters if one.kind is one.KEYWORD_ONLY
+        }
+    return kind("what, where, what to do", **more)
+
+
+@pytest.mark.parametrize("kind", ERRORS.values())
+@pytest.mark.parametrize(
+    "again", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))]
+)
+def test_every_error_survives_copy_and_pickle(
+    kind: type[LLCudaError], again: Callable[[LLCudaError], LLCudaError]
+) -> None:
+    """Errors cross to worker processes and back with all their evidence."""
+    error = make(kind)
+    other = again(error)
+
+    assert type(other) is kind
+    assert str(other) == str(error)
+    assert vars(other) == vars(error)

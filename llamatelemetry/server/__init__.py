@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llamatelemetry.server.config import ServerConfig
     from llamatelemetry.server.engine import Engine, find_engine
-    from llamatelemetry.server.manager import ServerManager, ServerState
+    from llamatelemetry.server.manager import ServerManager
+    from llamatelemetry.server.state import ServerState
     from llamatelemetry.server.strays import StrayServer, find_strays
 
 __all__ = [
@@ -26,7 +27,7 @@ _HOMES = {
     "Engine": "engine",
     "ServerConfig": "config",
     "ServerManager": "manager",
-    "ServerState": "manager",
+    "ServerState": "state",
     "StrayServer": "strays",
     "find_engine": "engine",
     "find_strays": "strays",

@@ -87,9 +87,7 @@ def _check_gguf(path: Path) -> None:
         with path.open("rb") as file:
             start = file.read(_SMALLEST_HEADER_BYTES)
     except FileNotFoundError:
-        raise ModelError(
-            f"there is no model file {path} (looked from {Path.cwd()})"
-        ) from None
+        raise ModelError(f"there is no model file {path}") from None
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
     if not start:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import enum
-import errno
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,14 +14,14 @@ from llamatelemetry._http import HTTPClient
 from llamatelemetry.exceptions import (
     ClientError,
     ConfigurationError,
-    EngineNotFoundError,
     LLCudaError,
     PortInUseError,
     ServerError,
     ServerNotRunningError,
     ServerTimeoutError,
 )
-from llamatelemetry.server import _process
+from llamatelemetry.server import _at_exit, _process
+from llamatelemetry.server._launch import explain_no_start, write_command
 from llamatelemetry.server._preflight import (
     check_files,
     decide,
@@ -34,43 +30,21 @@ from llamatelemetry.server._preflight import (
 )
 from llamatelemetry.server._run import Run
 from llamatelemetry.server.config import ServerConfig
-from llamatelemetry.server.engine import EngineLike, build_environment, find_engine
+from llamatelemetry.server.engine import (
+    EngineLike,
+    build_environment,
+    find_engine,
+)
 from llamatelemetry.server.events import Event, Exited, LoadProgress, Notice
 from llamatelemetry.server.failures import explain_end
-from llamatelemetry.server.flags import build_arguments
 from llamatelemetry.server.parsing import parse_arguments
+from llamatelemetry.server.state import ALIVE, NEXT, ServerState
 
 _POLL_SECONDS = 0.01
 _PROGRESS_SECONDS = 0.1
 _HEALTH_TIMEOUT = 2.0
 _SHORTEST_LOOK = 0.05
 _FREE_PORT_STARTS = 3
-
-
-class ServerState(enum.Enum):
-    """Where a server is in its life."""
-
-    NEW = "new"  # nothing was started yet
-    STARTING = "starting"  # the process runs and loads the model
-    READY = "ready"  # it has answered that it takes requests
-    STOPPING = "stopping"  # stop() is at work
-    STOPPED = "stopped"  # ended because stop() was called
-    FAILED = "failed"  # ended by itself; `error` says why
-
-
-_ALIVE = (ServerState.STARTING, ServerState.READY)
-_NEXT: dict[ServerState, tuple[ServerState, ...]] = {
-    ServerState.NEW: (ServerState.STARTING,),
-    ServerState.STARTING: (
-        ServerState.READY,
-        ServerState.STOPPING,
-        ServerState.FAILED,
-    ),
-    ServerState.READY: (ServerState.STOPPING, ServerState.FAILED),
-    ServerState.STOPPING: (ServerState.STOPPED,),
-    ServerState.STOPPED: (ServerState.STARTING,),
-    ServerState.FAILED: (ServerState.STARTING,),
-}
 
 
 class ServerManager:
@@ -176,19 +150,7 @@ class ServerManager:
         check_files(config)
         decisions = decide(config)
         config = resolve_port(config)
-        command = [
-            *engine.command,
-            *build_arguments(
-                config,
-                engine.capabilities(),
-                engine_name=str(engine),
-                threads=decisions.threads,
-                threads_batch=decisions.threads_batch,
-                cache_ram=decisions.cache_ram,
-                pooling=decisions.pooling,
-                memory_log=True,
-            ),
-        ]
+        command = write_command(engine, config, decisions)
         environment = build_environment(
             engine, api_key=config.api_key, environment=self._environment
         )
@@ -206,13 +168,13 @@ class ServerManager:
             with self._lock:
                 self._run, self._error = run, None
                 self._transition(ServerState.STARTING)
-            _stop_at_exit(self)
+            _at_exit.add(self)
             run.begin()
 
         try:
             _process.start(command, environment=environment, note=note)
         except OSError as error:
-            raise _cannot_start(str(engine), error) from error
+            raise explain_no_start(str(engine), error) from error
         except BaseException:  # interrupted when it ran already, perhaps
             self.stop()
             raise
@@ -389,7 +351,7 @@ class ServerManager:
                 return
             self._settle(run)
             with self._lock:
-                if self._state in _ALIVE:
+                if self._state in ALIVE:
                     self._transition(ServerState.STOPPING)
                 if self._state is not ServerState.STOPPING:
                     return
@@ -399,7 +361,7 @@ class ServerManager:
             run.add(Exited(code))
             with self._lock:
                 self._transition(ServerState.STOPPED)
-            _running.discard(self)
+            _at_exit.discard(self)
 
     def restart(self) -> None:
         """Stop the server, start it again, and wait until it is ready.
@@ -465,7 +427,7 @@ class ServerManager:
             return
         self.raise_if_failed()
         run = self._run
-        if self._state not in _ALIVE:
+        if self._state not in ALIVE:
             raise ServerNotRunningError("the server was stopped while it was awaited")
         raise ServerTimeoutError(
             f"the server was not ready in {self._timeout:g} s; a large model may need "
@@ -475,16 +437,16 @@ class ServerManager:
 
     def _is_alive(self, run: Run) -> bool:
         self._settle(run)
-        return run is self._run and self._state in _ALIVE
+        return run is self._run and self._state in ALIVE
 
     def _settle(self, run: Run) -> None:
         """If the process has ended by itself, become FAILED and say why."""
         code = run.process.poll()
-        if code is None or self._state not in _ALIVE:
+        if code is None or self._state not in ALIVE:
             return
         run.finish()
         with self._lock:
-            if run is not self._run or self._state not in _ALIVE:
+            if run is not self._run or self._state not in ALIVE:
                 return
             self._error = explain_end(
                 run.config,
@@ -497,23 +459,14 @@ class ServerManager:
             )
             run.add(Exited(code))
             self._transition(ServerState.FAILED)
-        _running.discard(self)
+        _at_exit.discard(self)
 
     def _transition(self, state: ServerState) -> None:
-        if state not in _NEXT[self._state]:
+        if state not in NEXT[self._state]:
             raise ServerError(
                 f"a {self._state.value} server cannot become {state.value}"
             )
         self._state = state
-
-
-def _cannot_start(engine_name: str, error: OSError) -> LLCudaError:
-    if error.errno == errno.E2BIG:
-        return ConfigurationError(
-            "the arguments, or the environment with the key, are longer than the "
-            "system allows; shorten extra_args or api_key"
-        )
-    return EngineNotFoundError(f"{engine_name} cannot be started: {error}")
 
 
 def _answers_ready(connection: HTTPClient, deadline: Deadline) -> bool:
@@ -528,23 +481,3 @@ def _answers_ready(connection: HTTPClient, deadline: Deadline) -> bool:
     except ClientError:
         return False
     return reply.status == 200  # noqa: PLR2004 - HTTP's OK
-
-
-# Held here so that a manager nobody names any more still stops its server at exit.
-_running: set[ServerManager] = set()
-_exit_process: int | None = None
-
-
-def _stop_at_exit(manager: ServerManager) -> None:
-    global _exit_process  # noqa: PLW0603 - one handler per process, also after a fork
-    if _exit_process != os.getpid():
-        _exit_process = os.getpid()
-        _running.clear()
-        atexit.register(_stop_all, os.getpid())
-    _running.add(manager)
-
-
-def _stop_all(process: int) -> None:
-    if process == os.getpid():  # a fork inherits the handler, not the servers
-        for manager in list(_running):
-            manager.stop()

@@ -22,8 +22,6 @@ from llamatelemetry.server import Engine, ServerConfig, find_engine
 from llamatelemetry.server.engine import build_environment
 from llamatelemetry.server.flags import build_arguments
 
-pytest.importorskip("xllamacpp")
-
 LOCALHOST = "127.0.0.1"
 
 

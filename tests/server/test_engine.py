@@ -81,9 +81,10 @@ def test_the_embedded_engine_comes_last(
 ) -> None:
     """Without a program the embedded engine is used, where xllamacpp is installed."""
     monkeypatch.delitem(sys.modules, "xllamacpp")
-    pytest.importorskip("xllamacpp")
     engine = find_engine()
+    server = write_engine(empty_path / "llama-server")
 
+    assert find_engine() == Engine((str(server),), "PATH")
     assert engine.source == "embedded"
     assert engine.command[-1] == EMBEDDED_MODULE
     assert str(engine) == "the embedded engine (xllamacpp)"
@@ -258,7 +259,6 @@ def test_the_embedded_engine_runs_from_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A json.py beside the notebook does not stand in for the real one."""
-    pytest.importorskip("xllamacpp")
     (tmp_path / "json.py").write_text("raise SystemExit('the wrong json')")
     monkeypatch.chdir(tmp_path)
     engine = find_engine("embedded")
