@@ -174,10 +174,12 @@ class Connection:
 
     Attributes:
         fresh_until: Monotonic time up to which the server keeps it open when idle.
+        uses: How many requests it has carried.
     """
 
     def __init__(self) -> None:
         self.fresh_until = 0.0
+        self.uses = 0
         self._line = _Line()
         self._adapter = _Adapter(self._line.note)
 

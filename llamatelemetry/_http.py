@@ -265,7 +265,8 @@ class StreamedReply:
             return
         self._released = True
         connection = self._connection
-        limit = _keep_alive_seconds(self.headers)
+        connection.uses += 1
+        limit = _keep_alive_seconds(self.headers, connection.uses)
         if reusable and limit > 0 and not connection.ended:
             connection.fresh_until = time.monotonic() + limit
             self._client.give_back(connection)
@@ -454,10 +455,11 @@ class HTTPClient:
             self.close()
 
 
-def _keep_alive_seconds(headers: Mapping[str, str]) -> float:
+def _keep_alive_seconds(headers: Mapping[str, str], uses: int) -> float:
     """Return how long the connection of a finished reply may be used again.
 
-    As long as the server states, less a margin of 1 s. Not at all after a chunked
+    As long as the server states, less a margin of 1 s, and for as many requests as it
+    states (100, for llama-server). Not at all after a chunked
     reply of llama-server, which closes the connection then, does not say so, and may
     do it in the moment in which the next request is sent (seen on b11434: 33 of 600
     chats of eight threads were lost).
@@ -465,7 +467,11 @@ def _keep_alive_seconds(headers: Mapping[str, str]) -> float:
     chunked = "chunked" in headers.get("Transfer-Encoding", "")
     if chunked and headers.get("Server") == "llama.cpp":
         return 0
-    stated = re.search(r"timeout=(\d+)", headers.get("Keep-Alive", ""))
+    keep_alive = headers.get("Keep-Alive", "")
+    most = re.search(r"max=(\d+)", keep_alive)
+    if most and uses >= int(most[1]):
+        return 0
+    stated = re.search(r"timeout=(\d+)", keep_alive)
     return float(stated[1]) - 1 if stated else _ASSUMED_KEEP_ALIVE
 
 

@@ -305,3 +305,15 @@ def test_records_tell_time_and_tokens(server_url: str) -> None:
     assert 0 < record.time_to_first_token < record.duration
     assert record.timings == response.timings
     assert not isinstance(record.error, StreamError)
+
+
+def test_a_thousand_requests_outlive_their_connections(client: LlamaCppClient) -> None:
+    """llama-server closes a connection after 100 requests; no request is lost to that.
+
+    A POST is never sent twice, so it must not be sent on a connection that is at its
+    end.
+    """
+    with ThreadPoolExecutor(4) as pool:
+        counts = list(pool.map(lambda _: client.count_tokens("Hello"), range(1000)))
+
+    assert len(set(counts)) == 1
