@@ -162,7 +162,11 @@ class _Starter:
                 continue
             try:
                 process = self._start(request)
-                request.note(process)
+                try:
+                    request.note(process)
+                except BaseException:
+                    process.stop(patience=0)
+                    raise
             except Exception as error:  # noqa: BLE001 - raised again by the caller
                 request.result.set_exception(error)
             else:

@@ -153,9 +153,15 @@ class ServerConfig:
 
     @property
     def url(self) -> str:
-        """Where the server answers; with port 0 known only once it has started."""
+        """Where the server answers; with port 0 known only once it has started.
+
+        An ``--api-prefix`` in ``extra_args`` is part of it.
+        """
+        prefix = ""
+        if "--api-prefix" in self.extra_args[:-1]:
+            prefix = self.extra_args[self.extra_args.index("--api-prefix") + 1]
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - a comparison, no bind
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}{prefix}"
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with these fields changed, checked again."""

@@ -64,7 +64,7 @@ class ServerManager:
 
     Examples:
         >>> with ServerManager(ServerConfig("model.gguf", port=0)) as server:
-        ...     print(server.get_url())  # doctest: +SKIP
+        ...     print(server.get_url())
     """
 
     def __init__(

@@ -131,9 +131,10 @@ def test_the_whole_context_belongs_to_one_slot(
 
 
 def test_a_key_is_wanted_and_taken(server: ServerManager, config: ServerConfig) -> None:
-    """With a key the right client is served, another is told so."""
+    """With a key the right client is served, another is told so; no log has its end."""
     with start(server, config.replace(api_key="open-sesame")) as client:
         assert client.tokenize("Hello").tokens
+    assert "same" not in server.get_logs()
     with (
         LlamaCppClient(server.get_url(), api_key="wrong") as stranger,
         pytest.raises(AuthenticationError),
@@ -330,6 +331,15 @@ def test_proxies_netrc_and_keys_of_the_parent_change_nothing(
     assert server.pid is not None
     for name in ("LLAMA_API_KEY", "HF_TOKEN", "LLAMA_ARG_PORT"):
         assert _linux.process_variable(server.pid, name) is None
+
+
+def test_a_prefix_of_all_paths_is_part_of_the_url(
+    server: ServerManager, config: ServerConfig
+) -> None:
+    """Behind --api-prefix the server is found ready, and a client finds it."""
+    with start(server, config.replace(extra_args=["--api-prefix", "/llm"])) as client:
+        assert client.base_url.endswith("/llm")
+        assert client.tokenize("Hello").tokens
 
 
 def test_a_path_with_spaces_and_other_letters_works(
