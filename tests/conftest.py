@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "tools"))
 
+from client_tools import STAND_IN, StandIn
 from tiny_model import write_tiny_model
 
 from llamatelemetry.api.client import LlamaCppClient
@@ -126,6 +128,20 @@ def server_url(engine: Engine) -> Iterator[str]:
     )
     with ServerManager(config, engine=engine, timeout=60) as server:
         yield server.get_url()
+
+
+@pytest.fixture(scope="session")
+def stand_in() -> Iterator[StandIn]:
+    """The stand-in server, as a program of its own."""
+    process = subprocess.Popen(
+        [sys.executable, str(STAND_IN)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        yield StandIn(int(process.stdout.readline()))
+        process.stdin.close()
+        process.wait(5)
 
 
 @pytest.fixture

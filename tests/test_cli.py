@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from client_tools import STAND_IN, StandIn
+from client_tools import StandIn
 
 from llamatelemetry import __version__, _conversation, cli
 from llamatelemetry._conversation import Conversation, printable
@@ -243,20 +243,6 @@ def test_a_failed_question_does_not_end_the_chat(
     assert "file format" in captured.out
 
 
-@pytest.fixture
-def slow_server() -> Iterator[str]:
-    """The URL of a server that says one word a second for a minute."""
-    process = subprocess.Popen(
-        [sys.executable, str(STAND_IN)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    with process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        yield StandIn(int(process.stdout.readline())).url(tokens=60, pace=1)
-        process.stdin.close()
-        process.wait(5)
-
-
 class Terminal:
     """A program on a terminal of its own."""
 
@@ -303,9 +289,10 @@ class Terminal:
         return os.waitstatus_to_exitcode(status)
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_program(slow_server: str) -> None:
+def test_ctrl_c_stops_the_answer_and_not_the_program(stand_in: StandIn) -> None:
     """In a terminal: a slow answer is stopped, /exit leaves with 0."""
-    terminal = Terminal([*COMMAND, "chat", "--url", slow_server])
+    url = stand_in.url(tokens=60, pace=1)  # a word a second for a minute
+    terminal = Terminal([*COMMAND, "chat", "--url", url])
     terminal.read_until("anew\\.[\\s\\S]*> ")
     terminal.type("What is GGUF?\n")
     terminal.read_until("\\n[a-z ]+")  # it has begun; it would take a minute

@@ -20,7 +20,7 @@ import torch
 from corpus import CORPUS_PATH, load_corpus
 from network import DemoNetwork, NetworkConfig
 from packing import Batch, DocumentSource, batches, train_tokenizer
-from tokenizers import Tokenizer  # noqa: TC002
+from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 

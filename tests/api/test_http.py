@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client_tools import StandIn  # noqa: TC002 -- as everywhere
+from client_tools import StandIn
 
 from llamatelemetry._http import HTTPClient, is_loopback
 from llamatelemetry.exceptions import (

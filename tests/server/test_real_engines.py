@@ -10,10 +10,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from manager_tools import wait_for
 
 from llamatelemetry.api.client import LlamaCppClient
 from llamatelemetry.exceptions import (
@@ -58,14 +59,6 @@ def start(server: ServerManager, config: ServerConfig) -> LlamaCppClient:
     server.start_with_config(config)
     assert server.wait_until_ready(60), server.get_logs()
     return LlamaCppClient(server.get_url(), api_key=config.api_key)
-
-
-def wait_for(state: Callable[[], bool], seconds: float = 5) -> None:
-    """Wait until something holds."""
-    deadline = time.monotonic() + seconds
-    while not state():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_a_question_gets_its_right_answer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,14 @@ from llamatelemetry.server import ServerManager, _linux
 
 STAND_IN = Path(__file__).with_name("stand_in_engine.py")
 Make = Callable[..., ServerManager]
+
+
+def wait_for(state: Callable[[], bool], seconds: float = 5) -> None:
+    """Wait until something holds; fail when it has not in time."""
+    deadline = time.monotonic() + seconds
+    while not state():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def children() -> list[int]:
