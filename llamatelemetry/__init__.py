@@ -1,4 +1,4 @@
-"""Run llama.cpp's server in Kaggle and Colab notebooks, talk to it, watch it.
+"""Run llama.cpp's server in Kaggle and Colab notebooks, and talk to it.
 
 Nothing is loaded before it is used: importing this package touches no disk, network,
 GPU, environment variable or third-party package.
@@ -6,6 +6,7 @@ GPU, environment variable or third-party package.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +28,12 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message, name=name, obj=sys.modules[__name__])
     value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

@@ -225,12 +225,13 @@ class Connection:
                 ),
                 **surroundings,
             )
-        except requests.ConnectTimeout as error:
+        except requests.ConnectTimeout:
             raise ConnectionError(
                 f"no connection within {connect_timeout:g} s"
-            ) from error
+            ) from None
         except _LIBRARY_ERRORS as error:
-            raise _as_builtin(error) from error
+            # The libraries' own chain is 60 lines long in a notebook, and says no more.
+            raise _as_builtin(error) from None
         raw = response.raw
         return RawReply(
             response.status_code, response.headers, _blocks_of(raw), raw.close
@@ -263,7 +264,7 @@ def _blocks_of(raw: Any) -> Iterator[bytes]:
         else:
             yield from iter(lambda: raw.read1(_BLOCK_BYTES), b"")
     except _LIBRARY_ERRORS as error:
-        raise _as_builtin(error) from error
+        raise _as_builtin(error) from None
 
 
 def _as_builtin(error: Exception) -> TimeoutError | ConnectionError:

@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         hint = "; the model comes first" if options.command == "serve" else ""
         return _complain(
-            f"unknown argument {unknown[0]!r}{hint}; see llamatelemetry --help"
+            f"unknown argument {unknown[0]!r}{hint}; "
+            f"see llamatelemetry {options.command} --help"
         )
     try:
         return _run(options)
@@ -94,6 +95,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse, with one line for bad input."""
 
     def error(self, message: str) -> NoReturn:
+        message = message.replace(", ARGUMENT", "")  # argparse takes it for required
         self.exit(_USAGE_ERROR, f"llamatelemetry: {message}; see {self.prog} --help\n")
 
 
@@ -237,6 +239,8 @@ def _serve(options: argparse.Namespace) -> int:
     words = ["--model", _model_path(options.model), "--port", "0"]
     if options.model == "demo":
         words += ["--ctx-size", str(DEMO_CONTEXT_SIZE), "--threads", str(DEMO_THREADS)]
+    if not set(rest) & {"-lv", "--verbosity", "-v", "--verbose", "--log-verbosity"}:
+        words += ["--verbosity", "3"]  # more is for our events; here a person reads
     config = parse_arguments([*words, *rest])  # the last of two values counts
     key = os.environ.get("LLAMA_API_KEY")
     if config.api_key is not None:
@@ -267,7 +271,7 @@ def _forward(server: ServerManager) -> int:
         print(line, file=sys.stderr, flush=True)
         if not told and "listening on" in line and server.wait_until_ready(10):
             told = True
-            print(f"ready at {server.get_url()}", flush=True)
+            print(f"\nready at {server.get_url()}\n", flush=True)
     server.raise_if_failed()
     return 0
 
@@ -315,6 +319,7 @@ def _talk(conversation: Conversation) -> int:
             return 0
         if text == "/clear":
             conversation.clear()
+            print("cleared")
         elif text.startswith("/"):
             print("commands: /clear, /exit")
         elif text:

@@ -174,6 +174,7 @@ def test_serve_runs_until_a_signal_and_leaves_nothing(
         LLAMA_API_KEY="open-sesame",
     )
     assert process.stdout is not None
+    process.stdout.readline()  # an empty line, so that the next one can be seen
     line = process.stdout.readline()
     url = line.removeprefix("ready at ").strip()
     with LlamaCppClient(url, api_key="open-sesame") as client:

@@ -19,6 +19,15 @@ __all__ = ["error_from_reply", "error_parts", "is_loading"]
 
 _FLAG = re.compile(r"--[a-z][a-z0-9-]*")
 _SHOWN_BYTES = 200
+# The configuration field behind each flag that the server's messages name.
+_FIELDS = {
+    "--embeddings": "embeddings=True",
+    "--reranking": "rerank=True",
+    "--metrics": "metrics=True",
+    "--slots": "slots=True",
+    "--slot-save-path": "slot_save_path=...",
+    "--props": "extra_args=['--props']",
+}
 
 
 def error_parts(data: Any) -> tuple[str, str | None, dict[str, Any]] | None:
@@ -55,23 +64,28 @@ def error_from_reply(
     error: ClientError
     if status == HTTPStatus.UNAUTHORIZED:
         error = AuthenticationError(
-            f"{text}; the server wants an API key: LlamaCppClient(api_key=...)",
+            f"{text}; the server wants the API key it was started with: "
+            "LlamaCppClient(api_key=...)",
             status=status,
             type=kind,
         )
     elif kind == "exceed_context_size_error":
         error = ContextLengthError(
             f"{text}; shorten the prompt, or start the server with a larger "
-            "context_size (parallel slots share it)",
+            "context_size, up to what the model was trained on; slots share it",
             status=status,
             type=kind,
             prompt_tokens=details.get("n_prompt_tokens"),
             context_size=details.get("n_ctx"),
         )
-    elif status == HTTPStatus.NOT_IMPLEMENTED:
+    elif status == HTTPStatus.NOT_IMPLEMENTED and details:
         flag = _FLAG.search(message)
+        field = _FIELDS.get(flag.group()) if flag else None
         error = NotSupportedError(
-            text, status=status, type=kind, flag=flag.group() if flag else None
+            f"{text}, as in ServerConfig({field})" if field else text,
+            status=status,
+            type=kind,
+            flag=flag.group() if flag else None,
         )
     else:
         text += _advice(status, kind, headers)
@@ -96,6 +110,8 @@ def _parts(status: int, body: bytes) -> tuple[str, str | None, dict[str, Any]]:
     if parts is not None:
         return parts
     shown = body[:_SHOWN_BYTES].decode(errors="replace").strip()
+    if shown.startswith("<"):
+        shown = f"a web page and no llama-server answers here; check the URL: {shown}"
     return shown or _phrase(status), None, {}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, TypedDict
 
 from llamatelemetry.api.responses import (
@@ -93,7 +94,16 @@ _SERVER_OPTIONS = MoreChatOptions.__optional_keys__ - {
 
 
 def server_root(base_url: str) -> str:
-    """Return the server's address without the ``/v1`` that OpenAI clients want."""
+    """Return the server's address without the ``/v1`` that OpenAI clients want.
+
+    Raises:
+        ConfigurationError: It is no text.
+    """
+    if not isinstance(base_url, str):
+        raise ConfigurationError(
+            f"base_url takes text like 'http://127.0.0.1:8080', not {base_url!r}; "
+            "for a ServerManager that is server.get_url()"
+        )
     return base_url.strip().rstrip("/").removesuffix("/v1").rstrip("/")
 
 
@@ -103,6 +113,8 @@ def authorization(api_key: str | None) -> dict[str, str]:
     Raises:
         ConfigurationError: The key holds what no header can; it is not shown.
     """
+    if api_key is not None and not isinstance(api_key, str):
+        raise ConfigurationError(f"api_key takes text, not {type(api_key).__name__}")
     key = (api_key or "").strip()  # a key read from a file ends in a line feed
     if not key:
         return {}
@@ -121,10 +133,28 @@ def message_list(messages: Messages) -> list[Mapping[str, Any]]:
         raise ConfigurationError(
             'messages takes a list: [{"role": "user", "content": "Hello!"}]'
         )
-    return [
+    sent = [
         _message(message) if isinstance(message, Message) else message
         for message in messages
     ]
+    if not sent:  # llama-server would answer it, with anything
+        raise ConfigurationError("messages is empty; there is nothing to answer")
+    return sent
+
+
+# As the same things are called elsewhere.
+_OTHER_NAMES = {
+    "max_completion_tokens": "max_tokens",
+    "n_predict": "max_tokens",
+    "repetition_penalty": "repeat_penalty",
+}
+
+
+def _with_hint(name: str) -> str:
+    """Return an unknown option's name with the one that was probably meant."""
+    near = get_close_matches(name, ChatOptions.__optional_keys__, n=1)
+    meant = _OTHER_NAMES.get(name) or (near[0] if near else None)
+    return f"{name} (did you mean {meant}?)" if meant else name
 
 
 def _message(message: Message) -> dict[str, Any]:
@@ -148,8 +178,8 @@ def chat_body(
     unknown = options.keys() - MoreChatOptions.__optional_keys__
     if unknown:
         raise ConfigurationError(
-            f"chat has no option {', '.join(sorted(unknown))}; what only the server "
-            "knows goes into extra_body={...}"
+            f"chat has no option {', '.join(map(_with_hint, sorted(unknown)))}; what "
+            "only the server knows goes into extra_body={...}"
         )
     body = _generation_body(timeout, {"messages": message_list(messages), **sampling})
     body.update(_present({key: options.get(key) for key in _SERVER_OPTIONS}))

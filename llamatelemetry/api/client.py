@@ -184,7 +184,9 @@ class LlamaCppClient(TextTools, Administration):
             stop: Text at which to stop; it is left out of the answer.
             seed: Equal seeds give equal answers on one machine and build.
             stream: Return a :class:`ChatStream` instead of the whole answer.
-            **options: See :class:`MoreChatOptions`.
+            **options: ``tools``, ``tool_choice``, ``response_format``, ``thinking``,
+                ``extra_body`` and others: ``llamatelemetry.api.client.MoreChatOptions``
+                lists them all.
 
         Raises:
             ConfigurationError: An option that cannot work.
@@ -308,6 +310,15 @@ class LlamaCppClient(TextTools, Administration):
     ) -> None:
         """Add to a whole answer what the server does not: parsed objects, advice."""
         _requests.fill_parsed(response, response_format)
+        if response_format is not None and any(
+            choice.finish_reason == "length" and choice.message.parsed is None
+            for choice in response.choices
+        ):
+            warnings.warn(
+                "max_tokens ended the answer before its JSON was whole, so there is no "
+                "parsed object: give a larger max_tokens",
+                stacklevel=4,
+            )
         cut_off = any(choice.cut_off_in_reasoning for choice in response.choices)
         if cut_off and not self._warned.is_set():
             self._warned.set()

@@ -7,7 +7,7 @@ their name says: ``_ms`` milliseconds, ``_per_second`` tokens per second.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 __all__ = [
@@ -38,8 +38,25 @@ __all__ = [
 _SHOWN_CHARACTERS = 60
 
 
-@dataclass(slots=True, kw_only=True)
-class Usage:
+class _Response:
+    """A response whose repr leaves out what the server did not say."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        shown = []
+        for item in fields(self):  # type: ignore[arg-type] # every subclass is one
+            value = getattr(self, item.name)
+            if value is None or value is False or value in ({}, ""):
+                continue
+            if isinstance(value, float):
+                value = round(value, 2)
+            shown.append(f"{item.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+@dataclass(slots=True, kw_only=True, repr=False)
+class Usage(_Response):
     """How many tokens a request took.
 
     Attributes:
@@ -65,8 +82,8 @@ class Usage:
         return (self.prompt_tokens_details or {}).get("cached_tokens")
 
 
-@dataclass(slots=True, kw_only=True)
-class Timings:
+@dataclass(slots=True, kw_only=True, repr=False)
+class Timings(_Response):
     """What llama-server measured for one request; None where it did not say.
 
     Attributes:
@@ -94,8 +111,8 @@ class Timings:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(slots=True, kw_only=True)
-class PromptProgress:
+@dataclass(slots=True, kw_only=True, repr=False)
+class PromptProgress(_Response):
     """How far the server is in reading the prompt.
 
     Attributes:
@@ -111,8 +128,8 @@ class PromptProgress:
     time_ms: float
 
 
-@dataclass(slots=True, kw_only=True)
-class Message:
+@dataclass(slots=True, kw_only=True, repr=False)
+class Message(_Response):
     """A message of the assistant.
 
     Attributes:
@@ -132,8 +149,8 @@ class Message:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(slots=True, kw_only=True)
-class Choice:
+@dataclass(slots=True, kw_only=True, repr=False)
+class Choice(_Response):
     """One answer.
 
     Attributes:
@@ -164,7 +181,7 @@ class Choice:
 
 
 @dataclass(slots=True, kw_only=True, repr=False)
-class ChatCompletionResponse:
+class ChatCompletionResponse(_Response):
     """A whole chat answer.
 
     Attributes:
@@ -194,8 +211,8 @@ class ChatCompletionResponse:
         return f"ChatCompletionResponse({shown}, {_shown_cost(self)})"
 
 
-@dataclass(slots=True, kw_only=True)
-class Delta:
+@dataclass(slots=True, kw_only=True, repr=False)
+class Delta(_Response):
     """What a chunk adds to a message.
 
     Attributes:
@@ -213,8 +230,8 @@ class Delta:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(slots=True, kw_only=True)
-class ChunkChoice:
+@dataclass(slots=True, kw_only=True, repr=False)
+class ChunkChoice(_Response):
     """What a chunk adds to one answer.
 
     Attributes:
@@ -232,8 +249,8 @@ class ChunkChoice:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(slots=True, kw_only=True)
-class ChatCompletionChunk:
+@dataclass(slots=True, kw_only=True, repr=False)
+class ChatCompletionChunk(_Response):
     """A piece of a streamed chat answer.
 
     Attributes:
@@ -261,8 +278,8 @@ class ChatCompletionChunk:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(slots=True, kw_only=True)
-class CompletionChoice:
+@dataclass(slots=True, kw_only=True, repr=False)
+class CompletionChoice(_Response):
     """One text, or in a streamed chunk what is added to it.
 
     Attributes:
@@ -281,7 +298,7 @@ class CompletionChoice:
 
 
 @dataclass(slots=True, kw_only=True, repr=False)
-class CompletionResponse:
+class CompletionResponse(_Response):
     """A whole text completion, or one chunk of a streamed one.
 
     Attributes:
@@ -317,7 +334,7 @@ class CompletionResponse:
 
 
 @dataclass(slots=True, kw_only=True, repr=False)
-class Embedding:
+class Embedding(_Response):
     """The vector of one input.
 
     Attributes:
@@ -334,8 +351,8 @@ class Embedding:
         return f"Embedding(index={self.index}, {len(self.embedding)} dimensions)"
 
 
-@dataclass(slots=True, kw_only=True)
-class EmbeddingUsage:
+@dataclass(slots=True, kw_only=True, repr=False)
+class EmbeddingUsage(_Response):
     """How many tokens the inputs have.
 
     Attributes:
@@ -347,8 +364,8 @@ class EmbeddingUsage:
     total_tokens: int
 
 
-@dataclass(slots=True, kw_only=True)
-class EmbeddingResponse:
+@dataclass(slots=True, kw_only=True, repr=False)
+class EmbeddingResponse(_Response):
     """The vectors of all inputs.
 
     Attributes:
@@ -366,8 +383,8 @@ class EmbeddingResponse:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(slots=True, kw_only=True)
-class Model:
+@dataclass(slots=True, kw_only=True, repr=False)
+class Model(_Response):
     """A model that the server has.
 
     Attributes:
@@ -387,8 +404,8 @@ class Model:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(slots=True, kw_only=True)
-class ModelList:
+@dataclass(slots=True, kw_only=True, repr=False)
+class ModelList(_Response):
     """The models that the server has.
 
     Attributes:
@@ -400,8 +417,8 @@ class ModelList:
     data: list[Model]
 
 
-@dataclass(slots=True, kw_only=True)
-class TokenizeResponse:
+@dataclass(slots=True, kw_only=True, repr=False)
+class TokenizeResponse(_Response):
     """The tokens of a text.
 
     Attributes:
@@ -414,8 +431,8 @@ class TokenizeResponse:
     pieces: list[str | bytes] | None = None
 
 
-@dataclass(slots=True, kw_only=True)
-class DetokenizeResponse:
+@dataclass(slots=True, kw_only=True, repr=False)
+class DetokenizeResponse(_Response):
     """The text of tokens.
 
     Attributes:
@@ -425,8 +442,8 @@ class DetokenizeResponse:
     content: str
 
 
-@dataclass(slots=True, kw_only=True)
-class RerankResult:
+@dataclass(slots=True, kw_only=True, repr=False)
+class RerankResult(_Response):
     """How well one document fits the query.
 
     Attributes:
@@ -438,8 +455,8 @@ class RerankResult:
     relevance_score: float
 
 
-@dataclass(slots=True, kw_only=True)
-class RerankResponse:
+@dataclass(slots=True, kw_only=True, repr=False)
+class RerankResponse(_Response):
     """How well documents fit a query, the best first.
 
     Attributes:
@@ -457,8 +474,8 @@ class RerankResponse:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(slots=True, kw_only=True)
-class SlotAction:
+@dataclass(slots=True, kw_only=True, repr=False)
+class SlotAction(_Response):
     """What was done to a slot's cache.
 
     Attributes:
@@ -478,8 +495,8 @@ class SlotAction:
     milliseconds: float | None = None
 
 
-@dataclass(slots=True, kw_only=True)
-class LoraAdapter:
+@dataclass(slots=True, kw_only=True, repr=False)
+class LoraAdapter(_Response):
     """A LoRA adapter that the server has loaded.
 
     Attributes:

@@ -87,7 +87,8 @@ def _check_gguf(path: Path) -> None:
         with path.open("rb") as file:
             start = file.read(_SMALLEST_HEADER_BYTES)
     except FileNotFoundError:
-        raise ModelError(f"there is no model file {path}") from None
+        hint = "; download it first, this takes files" if ":/" in str(path) else ""
+        raise ModelError(f"there is no model file {path}{hint}") from None
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
     if not start:

@@ -7,6 +7,7 @@ check. It never looks at a file or a card: those are checked when a server start
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 import shlex
@@ -14,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import PurePath
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from llamatelemetry.exceptions import ConfigurationError
 from llamatelemetry.server.flags import (
@@ -35,11 +36,28 @@ FLOAT_CACHE_TYPES = frozenset({"f32", "f16", "bf16"})
 PathValue = str | os.PathLike[str]
 
 
+ConfigT = TypeVar("ConfigT")
+
+
+def _with_hints(kind: type[ConfigT]) -> type[ConfigT]:
+    """Name the field that was probably meant where the constructor is given another."""
+    original = kind.__init__
+
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **values: Any) -> None:  # noqa: N807
+        _refuse_unknown(values)
+        original(self, *args, **values)
+
+    kind.__init__ = __init__  # type: ignore[method-assign]
+    return kind
+
+
+@_with_hints
 @dataclass(frozen=True)
 class ServerConfig:
     """The configuration of one llama-server.
 
-    The first fourteen fields are positional, all others keyword-only. Use
+    The first thirteen fields are positional, all others keyword-only. Use
     :meth:`replace` for a changed copy.
 
     Attributes:
@@ -242,8 +260,22 @@ def _refuse_unknown(names: Mapping[str, Any]) -> None:
     for name in names:
         if name not in known:
             near = get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            meant = _field_of_flag(str(name)) or (near[0] if near else None)
+            hint = f"; did you mean {meant!r}?" if meant else ""
             raise ConfigurationError(f"ServerConfig has no field {name!r}{hint}")
+
+
+def _field_of_flag(name: str) -> str | None:
+    """Return the field behind llama.cpp's own name for it: "ctx_size", "ngl"."""
+    spelling = name.replace("_", "-")
+    for flag in (
+        f"--{spelling}",
+        f"-{spelling}",
+        f"--{spelling.replace('n-', '')}-size",
+    ):
+        if flag in FLAG_OF_SPELLING:
+            return FLAG_OF_SPELLING[flag].field
+    return None
 
 
 def _error(name: str, value: object, allowed: str) -> ConfigurationError:

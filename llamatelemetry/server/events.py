@@ -20,7 +20,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Notice(Event):
-    """Something this package decided for the server, in words.
+    """Something that this package or the engine decided, in words.
 
     Attributes:
         text: What was decided, and why.
@@ -182,6 +182,16 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str], _Maker], ...] = (
         "listening on http",
         re.compile(r"listening on (https?://[^\s,]+)"),
         lambda match: Listening(match[1]),
+    ),
+    (
+        "exceeds the training context",
+        re.compile(
+            r"the slot context \((\d+)\) exceeds the training context.*?\((\d+)\)"
+        ),
+        lambda match: Notice(
+            f"context: a slot has {match[2]} tokens and not {match[1]}, which is more "
+            "than the model was trained on"
+        ),
     ),
     (
         "couldn't bind",

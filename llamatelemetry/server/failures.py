@@ -86,6 +86,9 @@ def _explain(
     return None
 
 
+_COLABS_PORT = 8080
+_SHOWN = 90  # characters of a command
+
 _ADVICE = {
     False: (
         "Lower context_size or n_gpu_layers, take a smaller quantization, or use "
@@ -103,7 +106,10 @@ def _describe_end(
     if exit_code < 0:
         how = f"by signal {_signal_name(-exit_code)}"
         if exit_code == -signal.SIGKILL:
-            how += " (the kernel does that when the machine's memory runs out)"
+            how += (
+                " (the kernel does that when the machine's memory runs out; a smaller "
+                "context_size, cache_ram or model needs less)"
+            )
     last = f"\nIts last log lines:\n{log_tail}" if log_tail else " and logged nothing"
     return f"{engine_name} ended {when}, {how}.{last}"
 
@@ -115,13 +121,17 @@ def _signal_name(number: int) -> str:
         return str(number)
 
 
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
 def port_in_use(host: str, port: int, holder: str | None) -> PortInUseError:
     """Return the error for a port that something else holds."""
-    who = f"by {holder}" if holder else "by another program"
+    who = "by another program" if holder is None else f"by {_shortened(holder)}"
+    colab = " (on Colab the runtime itself holds it)" if port == _COLABS_PORT else ""
     return PortInUseError(
-        f"port {port} on {host} is taken {who}. On Colab the runtime itself holds "
-        "8080. Take any free port: config = config.replace(port=0), then use "
-        "server.get_url()",
+        f"port {port} on {host} is taken {who}{colab}. Take any free port: "
+        "config = config.replace(port=0), then use server.get_url()",
         port=port,
         holder=holder,
     )

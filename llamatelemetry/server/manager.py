@@ -61,6 +61,7 @@ class ServerManager:
             :func:`llamatelemetry.server.find_engine`.
         timeout: Seconds ``with`` and :meth:`restart` wait until it is ready.
         environment: Environment variables for the server, over the inherited ones.
+        progress: Called with each step of loading by ``with`` and :meth:`restart`.
 
     Examples:
         >>> with ServerManager(ServerConfig("model.gguf", port=0)) as server:
@@ -74,6 +75,7 @@ class ServerManager:
         engine: EngineLike | None = None,
         timeout: float = 600,
         environment: Mapping[str, str] | None = None,
+        progress: Callable[[LoadProgress], None] | None = None,
     ) -> None:
         if config is not None and not isinstance(config, ServerConfig):
             raise ConfigurationError(
@@ -84,6 +86,7 @@ class ServerManager:
         self._engine = engine
         self._timeout = timeout
         self._environment = dict(environment or {})
+        self._progress = progress
         self._state = ServerState.NEW
         self._error: LLCudaError | None = None
         self._run: Run | None = None
@@ -423,7 +426,7 @@ class ServerManager:
         return self._requested
 
     def _require_ready(self) -> None:
-        if self.wait_until_ready(self._timeout):
+        if self.wait_until_ready(self._timeout, progress=self._progress):
             return
         self.raise_if_failed()
         run = self._run

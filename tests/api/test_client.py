@@ -51,9 +51,54 @@ def test_what_is_turned_off_names_its_flag(stand_in: StandIn) -> None:
         stand_in.client(status=501).embeddings("x")
 
     assert caught.value.flag == "--embeddings"
-    with pytest.raises(NotSupportedError) as unnamed:
+    assert "ServerConfig(embeddings=True)" in str(caught.value)
+    with pytest.raises(ClientError, match="no llama-server answers") as stranger:
         stand_in.client(status=501, answer="html").embeddings("x")
-    assert unnamed.value.flag is None
+    assert not isinstance(stranger.value, NotSupportedError)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"temprature": 0}, "did you mean temperature"),
+        ({"max_completion_tokens": 4}, "did you mean max_tokens"),
+        ({"bananas": 3}, "no option bananas; what only"),
+    ],
+    ids=str,
+)
+def test_a_misspelt_option_is_named_with_the_right_one(
+    stand_in: StandIn, options: dict[str, Any], words: str
+) -> None:
+    """A typing error does not end up in extra_body, where nobody would notice."""
+    with pytest.raises(ConfigurationError, match=words):
+        stand_in.client().chat_completion(MESSAGES, **options)
+
+
+@pytest.mark.parametrize("wrong", [8080, None, ["http://127.0.0.1"]], ids=str)
+def test_an_address_that_is_no_text_is_refused(wrong: Any) -> None:
+    """A port or a manager in place of the URL is an error that says what to write."""
+    with pytest.raises(ConfigurationError, match="server.get_url"):
+        LlamaCppClient(wrong)
+    with pytest.raises(ConfigurationError, match="api_key takes text"):
+        LlamaCppClient(api_key=5)  # type: ignore[arg-type]
+
+
+def test_nothing_to_answer_is_refused(stand_in: StandIn) -> None:
+    """llama-server would answer an empty list of messages, with anything."""
+    with pytest.raises(ConfigurationError, match="messages is empty"):
+        stand_in.client().chat_completion([])
+
+
+def test_a_broken_connection_is_a_short_story() -> None:
+    """The error for a refused connection has no chain of library errors behind it."""
+    client = LlamaCppClient("http://127.0.0.1:9")
+    with pytest.raises(ConnectionFailedError) as caught:
+        client.health()
+    cause = caught.value.__cause__
+
+    assert isinstance(cause, ConnectionError)
+    assert cause.__suppress_context__
+    assert cause.__cause__ is None
 
 
 @pytest.mark.parametrize(

@@ -317,3 +317,18 @@ def test_a_thousand_requests_outlive_their_connections(client: LlamaCppClient) -
         counts = list(pool.map(lambda _: client.count_tokens("Hello"), range(1000)))
 
     assert len(set(counts)) == 1
+
+
+def test_an_object_that_was_cut_off_is_warned_about(client: LlamaCppClient) -> None:
+    """Without its end the JSON is no object: parsed is None, and it is said why."""
+
+    class Answer(pydantic.BaseModel):
+        words: list[str]
+
+    with pytest.warns(UserWarning, match="no parsed object"):
+        response = client.chat_completion(
+            MESSAGES, max_tokens=3, response_format=Answer
+        )
+
+    assert response.choices[0].finish_reason == "length"
+    assert response.choices[0].message.parsed is None

@@ -12,10 +12,13 @@ from client_tools import answer
 from llamatelemetry.api import _parsing, responses
 from llamatelemetry.api._assembly import ChatAssembly
 from llamatelemetry.api.responses import (
+    ChunkChoice,
     CompletionChoice,
     CompletionResponse,
+    Delta,
     Embedding,
     Message,
+    Timings,
 )
 from llamatelemetry.exceptions import ClientError
 
@@ -239,3 +242,12 @@ def test_the_client_module_offers_every_response_class() -> None:
         assert getattr(client, name) is getattr(responses, name)
         assert name in client.__all__
     assert Path(client.__file__).name == "client.py"
+
+
+def test_a_repr_leaves_out_what_was_not_said() -> None:
+    """A chunk printed in a loop is a line, not a paragraph of None and {}."""
+    delta = ChunkChoice(index=0, delta=Delta(content="Hi"))
+    timings = Timings(predicted_n=3, predicted_per_second=778.0862614723515)
+
+    assert repr(delta) == "ChunkChoice(index=0, delta=Delta(content='Hi'))"
+    assert repr(timings) == "Timings(predicted_n=3, predicted_per_second=778.09)"

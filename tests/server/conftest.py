@@ -18,7 +18,7 @@ def make() -> Iterator[Make]:
     managers: list[ServerManager] = []
 
     def make_one(
-        mode: str, config: ServerConfig | None = None, **more: float
+        mode: str, config: ServerConfig | None = None, **more: object
     ) -> ServerManager:
         command = [sys.executable, str(STAND_IN), mode]
         managers.append(ServerManager(config, engine=command, **more))  # type: ignore[arg-type]

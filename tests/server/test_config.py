@@ -164,6 +164,16 @@ def test_an_unknown_key_is_named_with_the_nearest_field() -> None:
         ServerConfig("m.gguf").replace(contextsize=1)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("n_ctx", "context_size"), ("ctx_size", "context_size"), ("ngl", "n_gpu_layers")],
+)
+def test_llama_cpps_own_names_are_understood_in_errors(name: str, meant: str) -> None:
+    """Who writes llama.cpp's name for a field is told this one's."""
+    with pytest.raises(ConfigurationError, match=f"did you mean '{meant}'"):
+        ServerConfig("m.gguf", **{name: 1})  # type: ignore[arg-type]
+
+
 def test_the_argument_string_is_quoted_for_a_shell() -> None:
     """to_cli_args survives spaces and quotes in a path."""
     config = ServerConfig("my models/it's one.gguf")

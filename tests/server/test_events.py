@@ -12,6 +12,7 @@ from llamatelemetry.server.events import (
     Event,
     Listening,
     Loading,
+    Notice,
     OutOfMemory,
     UnknownFlag,
     read_event,
@@ -85,6 +86,14 @@ LINES: list[tuple[str, Event | None]] = [
     ("failed to allocate buffer for kv cache", OutOfMemory(None, None)),
     ("graph_reserve: failed to allocate compute pp buffers", OutOfMemory(None, None)),
     ("CUDA error: out of memory", OutOfMemory(None, None)),
+    (
+        "W srv    load_model: the slot context (2048) exceeds the training context of "
+        "the model (1024) - capping",
+        Notice(
+            "context: a slot has 1024 tokens and not 2048, which is more than the "
+            "model was trained on"
+        ),
+    ),
     # b7710, without a stamp
     (
         "llama_context:        CPU compute buffer size =    63.50 MiB",

@@ -303,6 +303,13 @@ def test_loading_is_reported(make: Make, config: ServerConfig) -> None:
     assert steps
 
 
+def test_with_reports_loading_too(make: Make, config: ServerConfig) -> None:
+    """The callback given to the manager is called by `with`."""
+    steps: list[LoadProgress] = []
+    with make("slow", config, progress=steps.append):
+        assert steps
+
+
 def test_more_threads_than_cpus_are_not_passed(
     make: Make, config: ServerConfig
 ) -> None:
