@@ -195,7 +195,7 @@ class _Starter:
             atexit.register(self.close)
         self._guard = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_GUARD), str(os.getpid())],
-            env={},
+            env=_few_variables(),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -217,6 +217,12 @@ class _Starter:
         if guard is not None and guard.stdin is not None:
             with contextlib.suppress(OSError):  # it was killed; a start renews it
                 guard.stdin.write(f"{line}\n".encode())
+
+
+def _few_variables() -> dict[str, str]:
+    """Return what Python itself may need to start; nothing that is secret."""
+    names = ("PATH", "LD_LIBRARY_PATH")
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 _starter = _Starter()
