@@ -33,6 +33,7 @@ from llamatelemetry.server import (
     ServerManager,
     ServerState,
     _linux,
+    find_strays,
 )
 from llamatelemetry.server.events import BufferSize, Listening, Loading, Notice
 
@@ -386,8 +387,13 @@ sys.stdin.read()
 
 @pytest.mark.slow
 def test_no_server_outlives_a_killed_notebook(engine: Engine, tiny_model: Path) -> None:
-    """The parent is killed with SIGKILL at 20 random moments; the child goes too."""
+    """The parent is killed with SIGKILL at 20 random moments; the child goes too.
+
+    Some moments come before the parent could say the child's id: then there must be no
+    process that bears the mark of a dead owner.
+    """
     program = PARENT.format(engine=engine, model=str(tiny_model))
+    before = {stray.pid for stray in find_strays()}
     for _ in range(20):
         parent = subprocess.Popen(
             [sys.executable, "-c", program],
@@ -403,6 +409,7 @@ def test_no_server_outlives_a_killed_notebook(engine: Engine, tiny_model: Path) 
         for word in output.split():
             if word.isdecimal():
                 wait_for(lambda: _linux.process_start_time(int(word)) is None, 2)  # noqa: B023 - used at once
+        wait_for(lambda: {stray.pid for stray in find_strays()} <= before, 2)
 
 
 @pytest.mark.slow
