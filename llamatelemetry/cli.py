@@ -249,7 +249,7 @@ def _serve(options: argparse.Namespace) -> int:
         )
     if key:
         config = config.replace(api_key=key)
-    signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     server = ServerManager(engine=options.engine)
     try:
         server.start_with_config(config)
@@ -259,6 +259,7 @@ def _serve(options: argparse.Namespace) -> int:
         return _forward(server)
     finally:
         server.stop()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

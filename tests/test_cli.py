@@ -198,6 +198,7 @@ def test_serve_reports_a_server_that_fails(
     code = cli.main(["serve", str(model), "--engine", engine_name(engine)])
     errors = capsys.readouterr().err
 
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL  # as it was before
     assert code == 2
     assert "cut.gguf cannot be loaded" in errors.splitlines()[-1]
     assert "gguf" in errors

@@ -166,7 +166,8 @@ class Transport:
         try:
             self.on_request(record)
         except Exception:
-            # A listener that watches must not break what it watches.
+            # It is the user's code, which may raise anything; the answer that it
+            # watches is whole and must not be lost to that. Logged with its traceback.
             _logger.exception("on_request failed")
 
     def _timeouts(self) -> dict[str, Any]:
