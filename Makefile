@@ -32,6 +32,7 @@ format: $(VENV)/test-installed
 
 bench: $(VENV)/test-installed $(VENV)/engine-installed
 	$(BIN)/python benchmarks/run_all.py --write docs/benchmarks.md
+	$(BIN)/python benchmarks/memory_plans.py --write docs/memory.md
 
 clean:
 	rm -rf $(VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""Run llama.cpp's server in Kaggle and Colab notebooks, and talk to it.
+"""Plan, run and talk to llama.cpp's server in Kaggle and Colab notebooks.
 
 Nothing is loaded before it is used: importing this package touches no disk, network,
 GPU, environment variable or third-party package.
@@ -12,17 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llamatelemetry.api.client import LlamaCppClient
+    from llamatelemetry.gguf.memory import plan_memory
     from llamatelemetry.server.config import ServerConfig
     from llamatelemetry.server.manager import ServerManager
 
 __version__ = "0.1.0"
 
-__all__ = ["LlamaCppClient", "ServerConfig", "ServerManager", "__version__"]
+__all__ = [
+    "LlamaCppClient",
+    "ServerConfig",
+    "ServerManager",
+    "__version__",
+    "plan_memory",
+]
 
 _HOMES = {
     "LlamaCppClient": "llamatelemetry.api.client",
     "ServerConfig": "llamatelemetry.server.config",
     "ServerManager": "llamatelemetry.server.manager",
+    "plan_memory": "llamatelemetry.gguf.memory",
 }
 
 

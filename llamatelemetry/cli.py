@@ -1,4 +1,4 @@
-"""The command ``llamatelemetry``: demo, serve, chat."""
+"""The command ``llamatelemetry``: demo, serve, chat, plan."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from llamatelemetry._demo import (
     DEMO_QUESTIONS,
     DEMO_THREADS,
 )
+from llamatelemetry._plan_command import describe_plan
 from llamatelemetry._units import format_file_size
 from llamatelemetry.api.client import LlamaCppClient
 from llamatelemetry.exceptions import (
@@ -102,7 +103,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="llamatelemetry",
-        description="Run llama.cpp's server, talk to it, stop it.",
+        description="Know a model, run llama.cpp's server, talk to it.",
         epilog="Start with: llamatelemetry demo",
     )
     parser.add_argument("--version", action="version", version=__version__)
@@ -127,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
             epilog="Example: llamatelemetry serve model.gguf -ngl 99 -c 8192 -fa on",
         )
     )
+    describe_plan(commands)
     _describe_chat(
         commands.add_parser(
             "chat",

@@ -28,8 +28,9 @@
        ├─ DiskSpaceError
        └─ OfflineError
 
-The base's name is the API reference's; most errors have nothing to do with CUDA. The
-branch of SetupError, and GGUFError, belong to parts that are still to come.
+The base's name is the API reference's; most errors have nothing to do with CUDA. Of
+the branch of SetupError, ChecksumError, UnsafeArchiveError and DiskSpaceError belong to
+parts that are still to come.
 
 Each message says what happened, where, and what to do. The evidence is kept on the
 error as attributes: the command, the exit code, the last log lines, the bytes

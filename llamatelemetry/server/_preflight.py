@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llamatelemetry._units import MIB, format_memory
-from llamatelemetry.exceptions import ConfigurationError, ModelError, PortInUseError
+from llamatelemetry.exceptions import (
+    ConfigurationError,
+    GGUFError,
+    ModelError,
+    PortInUseError,
+)
+from llamatelemetry.gguf.reader import read_header
 from llamatelemetry.server._linux import available_memory, port_holder, usable_cpus
 from llamatelemetry.server.config import ServerConfig
 from llamatelemetry.server.failures import port_in_use
@@ -18,7 +24,6 @@ GGUF_MAGIC = b"GGUF"
 # Magic, version and two counts: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 _SMALLEST_HEADER_BYTES = 24
 # Small metadata comes before the vocabulary in files written by llama.cpp's tools.
-_METADATA_BYTES = 2**20
 MOST_CACHE_MIB = 8192  # llama-server's own default
 # Below the kernel's range for outgoing connections (32768 on), so that none of them
 # takes the port between the test and the server's own bind.
@@ -178,5 +183,8 @@ def _names_pooling(config: ServerConfig) -> bool:
     """Whether the model's header has a pooling type, as encoders' headers do."""
     if config.rerank or config.model_path is None:
         return True
-    with Path(config.model_path).open("rb") as file:
-        return b".pooling_type" in file.read(_METADATA_BYTES)
+    try:
+        header = read_header(config.model_path, stop_before="tokenizer.", shards=False)
+    except GGUFError:  # the engine says better what is wrong with its model
+        return True
+    return any(key.endswith(".pooling_type") for key in header.metadata)

@@ -184,7 +184,8 @@ def _set(xllamacpp: ModuleType, parameters: Any, argument: _Argument) -> None:
         owner = parameters
         for step in owners:
             owner = getattr(owner, step)
-        setattr(owner, name, value)
+        # xllamacpp has some switches the other way round.
+        setattr(owner, name, not value if name.startswith("no_") else value)
         if owners == ["sampling"]:
             _mark_as_chosen(xllamacpp, owner, name)
     if flag.flag == "--rerank":

@@ -1,0 +1,1 @@
+"""Know the model before it loads: headers, quantization, and the memory it takes."""

@@ -1,0 +1,441 @@
+"""What of a model lies where: on which card, or on the host."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Protocol
+
+from llamatelemetry._units import MIB
+from llamatelemetry.exceptions import ConfigurationError
+from llamatelemetry.gguf import _sizes
+from llamatelemetry.gguf._allocator import (
+    CPU_ALIGNMENT,
+    CUDA_ALIGNMENT,
+    reserved_bytes,
+)
+from llamatelemetry.gguf._build import Batch
+from llamatelemetry.gguf._model import build_graph
+from llamatelemetry.gguf._settings import Settings, has_flag
+from llamatelemetry.gguf._shape import Layer, ModelShape
+from llamatelemetry.gguf.quantization import GGML_TYPES
+from llamatelemetry.gguf.reader import GGUFHeader, TensorInfo, read_header
+from llamatelemetry.server.config import ServerConfig
+
+_PIPELINE_COPIES = 4
+"""Copies of the inputs where all layers lie on several cards.
+
+Source: GGML_SCHED_MAX_COPIES and https://github.com/ggml-org/llama.cpp/issues/24355;
+not measured on CUDA.
+"""
+
+_ROW_STEP = 512  # quantized rows are padded to this on CUDA: MATRIX_ROW_PADDING
+_REPACKED = frozenset({"Q4_0", "Q4_K", "IQ4_NL"})
+_REPACKED_ROWS = 8
+# Tensors that stay on the host: they are looked up, not multiplied by.
+_LOOKED_UP = frozenset({"token_embd", "token_types", "position_embd",
+                        "per_layer_token_embd"})  # fmt: skip
+
+
+class GPU(Protocol):
+    """A card, as far as a plan needs to know it."""
+
+    @property
+    def index(self) -> int:
+        """Its place in CUDA's order."""
+
+    @property
+    def free_bytes(self) -> int | None:
+        """Bytes that are free; None for no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What one device holds, in bytes.
+
+    Attributes:
+        name: "CUDA0", or "host".
+        free: Bytes that are free; None where that is not known or has no limit.
+        known: Whether the figures are of a kind that was compared with llama.cpp.
+        weights: The model's tensors.
+        kv_cache: Keys and values, and the states of recurrent layers.
+        compute: What is in between while tokens are computed.
+        output: Logits and embeddings handed out; on the host.
+        context: What CUDA itself takes.
+        projector: The multimodal projector.
+        adapters: LoRA adapters.
+        repacked: A second form of the weights that CPUs multiply faster by.
+        prompt_cache: Cached prompts, at most; on the host.
+    """
+
+    name: str
+    free: int | None = None
+    known: bool = False
+    weights: int = 0
+    kv_cache: int = 0
+    compute: int = 0
+    output: int = 0
+    context: int = 0
+    projector: int = 0
+    adapters: int = 0
+    repacked: int = 0
+    prompt_cache: int = 0
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it is a card."""
+        return self.name != "host"
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The bytes of each part that is not zero, by its name."""
+        names = [item.name for item in fields(self)][3:]
+        return {name: getattr(self, name) for name in names if getattr(self, name)}
+
+    @property
+    def needed(self) -> int:
+        """Bytes in sum."""
+        return sum(self.parts.values())
+
+    @property
+    def left(self) -> int | None:
+        """Bytes that stay free; negative if it does not fit."""
+        return None if self.free is None else self.free - self.needed
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything a plan is made from.
+
+    Attributes:
+        header: The model's header.
+        shape: Its shape.
+        config: The configuration.
+        gpus: The cards to use, in CUDA's order.
+        build: llama.cpp's build number; None for today's.
+        cuda_context: Bytes CUDA takes on a card.
+        host_free: Bytes of host memory to stay within; None for no limit.
+    """
+
+    header: GGUFHeader = field(repr=False)
+    shape: ModelShape = field(repr=False)
+    config: ServerConfig
+    gpus: tuple[GPU, ...]
+    build: int | None
+    cuda_context: int
+    host_free: int | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """What the configuration comes to."""
+        return Settings.of(self.shape, self.config, build=self.build)
+
+
+def chosen_gpus(config: ServerConfig, gpus: Sequence[GPU]) -> tuple[GPU, ...]:
+    """Return the cards that a configuration uses, in order.
+
+    Raises:
+        ConfigurationError: It names a card that is not there.
+    """
+    ordered = tuple(sorted(gpus, key=lambda gpu: gpu.index))
+    if config.device == "none" or config.n_gpu_layers == 0:
+        return ()
+    if config.device is not None:
+        by_name = {f"CUDA{gpu.index}": gpu for gpu in ordered}
+        names = config.device.split(",")
+        missing = [name for name in names if name not in by_name]
+        if missing:
+            raise ConfigurationError(
+                f"device names {', '.join(missing)}; the plan was given "
+                f"{', '.join(by_name) or 'no cards'}"
+            )
+        ordered = tuple(by_name[name] for name in names)
+    if config.split_mode == "none" and ordered:
+        if config.main_gpu >= len(ordered):
+            raise ConfigurationError(
+                f"main_gpu={config.main_gpu}, but there are {len(ordered)} cards"
+            )
+        return (ordered[config.main_gpu],)
+    return ordered
+
+
+def places(request: Request) -> tuple[Place, ...]:
+    """Return what each card holds, and last the host."""
+    config, shape, gpus = request.config, request.shape, request.gpus
+    homes = _sizes.split_layers(
+        shape.number("block_count"), config.n_gpu_layers, _shares(config, gpus)
+    )
+    homes = [*homes[: shape.layer_count], homes[-1]]
+    cards = [_card(request, homes, number) for number in range(len(gpus))]
+    return (*cards, _host(request, homes))
+
+
+def _shares(config: ServerConfig, gpus: Sequence[GPU]) -> list[float]:
+    if config.tensor_split and config.split_mode != "none":
+        given = [float(share) for share in config.tensor_split.split(",")]
+        given = (given + [0.0] * len(gpus))[: len(gpus)]
+        if any(given):
+            return given
+    if any(gpu.free_bytes is None for gpu in gpus):
+        return [1.0] * len(gpus)
+    return [float(gpu.free_bytes or 0) for gpu in gpus]
+
+
+def _layers_at(
+    shape: ModelShape, homes: Sequence[int | None], home: int | None
+) -> list[Layer]:
+    return [layer for layer in shape.layers if homes[layer.index] == home]
+
+
+def _card(request: Request, homes: Sequence[int | None], number: int) -> Place:
+    shape, config, settings = request.shape, request.config, request.settings
+    gpu = request.gpus[number]
+    layers = _layers_at(shape, homes, number)
+    weights = sum(
+        _padded(tensor)
+        for tensor in request.header.tensors
+        if _home(request, tensor, homes) == number
+    )
+    if homes[-1] == number and "output.weight" not in shape.tensors:
+        table = request.header.tensor("token_embd.weight")
+        if table is not None and shape.traits.cache:  # tied: the card has its own
+            weights += _padded(table)
+    cached = 0
+    if not has_flag(config.extra_args, "--no-kv-offload", "-nkvo"):
+        cached = _kept(request, layers)
+    first = number == 0
+    return Place(
+        name=f"CUDA{gpu.index}",
+        free=gpu.free_bytes,
+        weights=weights,
+        kv_cache=cached,
+        compute=_card_compute(request, settings, homes, number),
+        context=request.cuda_context,
+        projector=_file_bytes(config.mmproj_path) if first else 0,
+        adapters=_share_of_adapters(request, len(layers)),
+    )
+
+
+def _host(request: Request, homes: Sequence[int | None]) -> Place:
+    shape, config, settings = request.shape, request.config, request.settings
+    layers = _layers_at(shape, homes, None)
+    held = [
+        tensor
+        for tensor in request.header.tensors
+        if _home(request, tensor, homes) is None
+    ]
+    cached = _kept(request, layers)
+    if has_flag(config.extra_args, "--no-kv-offload", "-nkvo"):
+        cached = _kept(request, shape.layers)
+    alone = not request.gpus
+    return Place(
+        name="host",
+        free=request.host_free,
+        known=alone and shape.traits.known and request.build is None,
+        weights=(
+            _sizes.padded_bytes(held, CPU_ALIGNMENT)
+            if config.no_mmap
+            else _mapped(request.header, held)
+        ),
+        kv_cache=cached,
+        compute=_host_compute(request, settings, homes),
+        output=_sizes.output_bytes(shape, settings),
+        projector=_file_bytes(config.mmproj_path) if alone else 0,
+        adapters=_share_of_adapters(request, len(layers)),
+        repacked=_repacked(request, held, homes),
+        prompt_cache=(config.cache_ram or 0) * MIB,
+    )
+
+
+def _kept(request: Request, layers: Sequence[Layer]) -> int:
+    shape, settings = request.shape, request.settings
+    return sum(
+        _sizes.cache_bytes(shape, layer, settings)
+        + _sizes.state_bytes(shape, layer, settings)
+        for layer in layers
+    )
+
+
+# ── weights ──────────────────────────────────────────────────────────────────────
+
+
+def _home(
+    request: Request, tensor: TensorInfo, homes: Sequence[int | None]
+) -> int | None:
+    """Return the card that holds a tensor, or None for the host."""
+    shape = request.shape
+    layer = _sizes.layer_of(tensor)
+    if layer is not None:
+        drafts = layer >= shape.layer_count  # for tokens ahead: not loaded
+        kept = "_exps" in tensor.name and layer < _experts_on_host(request)
+        return None if drafts or kept else homes[layer]
+    stem = tensor.name.split(".")[0]
+    if stem in _LOOKED_UP:
+        return None
+    at_the_end = stem.startswith(("output", "cls", "dense")) or (
+        stem == "token_embd_norm"  # some call their last norm so
+        and "output_norm.weight" not in shape.tensors
+        and not shape.traits.encoder
+    )
+    return homes[-1] if at_the_end else homes[0]
+
+
+def _experts_on_host(request: Request) -> int:
+    """Return in how many layers, from the first, the experts stay on the host."""
+    arguments = list(request.config.extra_args)
+    if has_flag(arguments, "--cpu-moe", "-cmoe"):
+        return request.shape.layer_count
+    for flag in ("--n-cpu-moe", "-ncmoe"):
+        if flag in arguments[:-1]:
+            number = arguments[arguments.index(flag) + 1]
+            return int(number) if number.isdecimal() else 0
+    return 0
+
+
+def _padded(tensor: TensorInfo) -> int:
+    """Return a tensor's bytes on a card.
+
+    Source: ggml_backend_cuda_buffer_type_get_alloc_size (b11434).
+    """
+    kind, size = GGML_TYPES[tensor.type], tensor.n_bytes
+    beyond = tensor.shape[0] % _ROW_STEP
+    if kind.block_size > 1 and beyond:
+        size += (_ROW_STEP - beyond) // kind.block_size * kind.type_bytes
+    return -(-size // CUDA_ALIGNMENT) * CUDA_ALIGNMENT
+
+
+def _mapped(header: GGUFHeader, tensors: Sequence[TensorInfo]) -> int:
+    """Return what stays mapped of the files: from the first tensor to the last."""
+    total = 0
+    for shard in range(max(len(header.shards), 1)):
+        inside = [tensor for tensor in tensors if tensor.shard == shard]
+        if inside:
+            start = min(tensor.offset for tensor in inside)
+            total += max(tensor.offset + tensor.n_bytes for tensor in inside) - start
+    return total
+
+
+def _repacked(
+    request: Request, held: Sequence[TensorInfo], homes: Sequence[int | None]
+) -> int:
+    """Return the bytes of matrices that a CPU with AVX2 keeps in a second form.
+
+    Source: ggml_repack_get_optimal_repack_type (b11434), compared on two models.
+    """
+    if has_flag(request.config.extra_args, "--no-repack", "-nr"):
+        return 0
+    tied = "output.weight" not in request.shape.tensors and homes[-1] is None
+    return sum(
+        tensor.n_bytes
+        for tensor in held
+        if tensor.type in _REPACKED
+        and len(tensor.shape) > 1
+        and tensor.shape[1] % _REPACKED_ROWS == 0
+        and (
+            tensor.name.split(".")[0] not in _LOOKED_UP
+            or (tied and tensor.name == "token_embd.weight")
+        )
+    )
+
+
+def _file_bytes(path: str | os.PathLike[str] | None) -> int:
+    """Return the bytes of the tensors of a file beside the model."""
+    if path is None:
+        return 0
+    header = read_header(Path(path))
+    return sum(tensor.n_bytes for tensor in header.tensors)
+
+
+def _share_of_adapters(request: Request, layers: int) -> int:
+    total = sum(_file_bytes(path) for path in request.config.lora_paths)
+    return total * layers // max(request.shape.layer_count, 1)
+
+
+# ── compute ──────────────────────────────────────────────────────────────────────
+
+
+def _graph_bytes(
+    request: Request,
+    batch: Batch,
+    layers: Sequence[Layer],
+    *,
+    ends: bool,
+    alignment: int,
+    copies: int = 1,
+) -> int:
+    """Return the compute buffer for some layers.
+
+    A model whose tensors are not those its architecture is built from is estimated.
+    """
+    try:
+        graph = build_graph(
+            request.shape, batch, layers=layers, ends=ends,
+            pooling=request.settings.pooling,
+        )  # fmt: skip
+    except (KeyError, IndexError, ValueError, TypeError):
+        return _rough_compute(request.shape, batch)
+    inputs = sum(leaf.size for leaf in graph.leaves if leaf.is_input)
+    return reserved_bytes(graph, alignment) + (copies - 1) * inputs
+
+
+def _rough_compute(shape: ModelShape, batch: Batch) -> int:
+    """Return the compute buffer of a plain decoder of this size."""
+    hidden = max(shape.number("feed_forward_length", 4 * shape.width), shape.width)
+    logits = shape.vocabulary if batch.outputs == batch.tokens else 0
+    per_token = 4 * (max(logits, 3 * hidden) + 6 * shape.width) + 2 * batch.cells
+    if not batch.flash:
+        per_token += 4 * batch.cells * shape.number("attention.head_count", 1)
+    return batch.tokens * per_token
+
+
+def _card_compute(
+    request: Request, settings: Settings, homes: Sequence[int | None], number: int
+) -> int:
+    shape, config = request.shape, request.config
+    layers = _layers_at(shape, homes, number)
+    everything = None not in homes
+    several = len(request.gpus) > 1 and config.split_mode == "layer"
+    copies = _PIPELINE_COPIES if everything and several else 1
+    size = max(
+        _graph_bytes(
+            request, batch, layers, ends=homes[-1] == number,
+            alignment=CUDA_ALIGNMENT, copies=copies,
+        )
+        for batch in settings.batches(shape, on_gpu=True)
+    )  # fmt: skip
+    if not everything and number == 0:  # the host's matrices pass through the card
+        size += max(
+            (tensor.n_bytes for tensor in request.header.tensors
+             if _home(request, tensor, homes) is None
+             and tensor.name.split(".")[0] not in _LOOKED_UP),
+            default=0,
+        )  # fmt: skip
+    return size
+
+
+def _host_compute(
+    request: Request, settings: Settings, homes: Sequence[int | None]
+) -> int:
+    shape = request.shape
+    layers = _layers_at(shape, homes, None)
+    size = max(
+        _graph_bytes(
+            request, batch, layers, ends=homes[-1] is None, alignment=CPU_ALIGNMENT
+        )
+        for batch in settings.batches(shape)
+    )
+    if not request.gpus:
+        return size
+    # The host fills the inputs that the cards get a copy of.
+    prompt, _ = settings.batches(shape)
+    return size + _input_bytes(shape, prompt)
+
+
+def _input_bytes(shape: ModelShape, batch: Batch) -> int:
+    try:
+        graph = build_graph(shape, batch)
+    except (KeyError, IndexError, ValueError, TypeError):
+        return 0
+    return sum(leaf.size for leaf in graph.leaves if leaf.is_input)

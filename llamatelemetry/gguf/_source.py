@@ -1,0 +1,238 @@
+"""Where the bytes of a GGUF file come from: a file, memory, an open file, or a server.
+
+A source is read with explicit offsets and never mapped into memory: a mapped file that
+another program shortens kills the reading process with SIGBUS.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO, Protocol, runtime_checkable
+
+from llamatelemetry._units import KIB, MIB
+from llamatelemetry.exceptions import ModelError
+
+__all__ = [
+    "BytesSource",
+    "FileSource",
+    "GGUFSource",
+    "LocalSource",
+    "Source",
+    "open_source",
+]
+
+# Reading ahead from a disk costs less than asking it twice. The upper bound keeps
+# small what is held beside the header itself.
+_LEAST_AHEAD = 64 * KIB
+_MOST_AHEAD = 2 * MIB
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What a header is read from.
+
+    Attributes:
+        name: The file or URL, for messages.
+        size: Bytes of the whole file, or None while that is not known.
+    """
+
+    name: str
+    size: int | None
+
+    def fetch(self, offset: int, length: int, expected: int) -> bytes:
+        """Return bytes from an offset on.
+
+        Args:
+            offset: Where to begin, in bytes from the start of the file.
+            length: Bytes that are needed; fewer come only where the file ends.
+            expected: Bytes from the offset on that will be needed in the end, as an
+                estimate. A source gives more than ``length`` where that is cheap.
+        """
+        ...
+
+    def sibling(self, name: str) -> Source:
+        """Return the file of this name beside this one: another shard."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the file or the connection."""
+        ...
+
+
+GGUFSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Source
+"""Everything a GGUF file can be read from."""
+
+
+def _reach(length: int, expected: int) -> int:
+    """Return how many bytes to take from where bytes are cheap."""
+    return max(length, _LEAST_AHEAD, min(expected, _MOST_AHEAD))
+
+
+class LocalSource:
+    """A file on this machine.
+
+    Raises:
+        ModelError: There is no such file, it is no regular file, or may not be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+        self.name = str(self._path)
+        self._descriptor = -1
+        try:
+            # Opening a pipe waits for somebody to write, so it is looked at first.
+            mode = self._path.stat().st_mode
+            if stat.S_ISREG(mode):
+                self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise ModelError(
+                f"{self.name}: no such file. Give the path of a GGUF file, a URL, or "
+                "a file on the Hub as 'owner/repository:file.gguf'."
+            ) from None
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{self.name}: cannot be opened: {error}") from error
+        if self._descriptor < 0:
+            kind = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
+            raise ModelError(f"{self.name}: is {kind}; give the path of a GGUF file.")
+        self.size: int | None = os.fstat(self._descriptor).st_size
+
+    def fetch(self, offset: int, length: int, expected: int) -> bytes:
+        """Return bytes from an offset on; see :class:`Source`."""
+        wanted = _reach(length, expected)
+        pieces: list[bytes] = []
+        while wanted > 0:
+            try:
+                piece = os.pread(self._descriptor, wanted, offset)
+            except OSError as error:
+                raise ModelError(
+                    f"{self.name}: cannot be read at byte {offset:,}: {error}"
+                ) from error
+            if not piece:
+                break
+            pieces.append(piece)
+            offset += len(piece)
+            wanted -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def sibling(self, name: str) -> Source:
+        """Return the file of this name in the same folder."""
+        return LocalSource(self._path.with_name(name))
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _refuse_sibling(source: Source, name: str) -> ModelError:
+    return ModelError(
+        f"{source.name}: is one shard of several, and {name} cannot be found from it. "
+        "Give the path or URL of a shard, or read it alone with shards=False."
+    )
+
+
+class BytesSource:
+    """A GGUF file, or the beginning of one, in memory."""
+
+    name = "<bytes>"
+
+    def __init__(self, data: bytes | bytearray | memoryview) -> None:
+        self._data = memoryview(data).cast("B")
+        self.size: int | None = len(self._data)
+
+    def fetch(self, offset: int, length: int, expected: int) -> bytes:
+        """Return bytes from an offset on; see :class:`Source`."""
+        return bytes(self._data[offset : offset + _reach(length, expected)])
+
+    def sibling(self, name: str) -> Source:
+        """Refuse: memory has no files beside it."""
+        raise _refuse_sibling(self, name)
+
+    def close(self) -> None:
+        """Let go of the memory, so that a bytearray can change its size again."""
+        self._data.release()
+
+
+class FileSource:
+    """An open binary file; it is left at the position where it was.
+
+    Raises:
+        ModelError: It is not open for reading bytes, or cannot go to a position.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.name = str(getattr(file, "name", "<open file>"))
+        try:
+            if not isinstance(file.read(0), bytes):
+                raise ModelError(f"{self.name}: is open as text; open it with 'rb'.")
+            self._position = file.tell()
+            self.size: int | None = file.seek(0, os.SEEK_END)
+        except OSError as error:  # io.UnsupportedOperation is one of them
+            raise ModelError(
+                f"{self.name}: cannot be read at any position ({error}). Read it "
+                "whole and give the bytes."
+            ) from error
+
+    def fetch(self, offset: int, length: int, expected: int) -> bytes:
+        """Return bytes from an offset on; see :class:`Source`."""
+        wanted = _reach(length, expected)
+        self._file.seek(offset)
+        pieces: list[bytes] = []
+        while wanted > 0 and (piece := self._file.read(wanted)):
+            pieces.append(piece)
+            wanted -= len(piece)
+        return b"".join(pieces)
+
+    def sibling(self, name: str) -> Source:
+        """Refuse: an open file does not say where it lies."""
+        raise _refuse_sibling(self, name)
+
+    def close(self) -> None:
+        """Go back to where the file was."""
+        self._file.seek(self._position)
+
+
+def _open_named(text: str) -> Source:
+    # Only here, so that reading a local file never loads an HTTP client.
+    from llamatelemetry.setup._names import parse_reference  # noqa: PLC0415
+
+    web = text.startswith(("http://", "https://"))
+    if not web and parse_reference(text) is None:
+        return LocalSource(text)
+    from llamatelemetry.gguf._remote import open_reference, open_url  # noqa: PLC0415
+
+    return open_url(text) if web else open_reference(text)
+
+
+def open_source(source: GGUFSource) -> Source:
+    """Return what a GGUF file is read from.
+
+    Args:
+        source: A path, bytes, an open binary file, an http(s) URL, or a file on the
+            Hub as ``owner/repository:file.gguf`` or
+            ``owner/repository@revision:file.gguf``. An existing path wins over a Hub
+            reference.
+
+    Raises:
+        ModelError: There is nothing to read, or it cannot be read.
+    """
+    if isinstance(source, str):
+        if ":" in source and not os.path.lexists(source):
+            return _open_named(source)
+        return LocalSource(source)
+    if isinstance(source, os.PathLike):
+        return LocalSource(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return BytesSource(source)
+    if isinstance(source, Source):
+        return source
+    if hasattr(source, "read") and hasattr(source, "seek"):
+        return FileSource(source)
+    raise ModelError(
+        f"cannot read a GGUF file from {type(source).__name__}; give a path, bytes, "
+        "an open binary file, a URL, or 'owner/repository:file.gguf'."
+    )

@@ -1,0 +1,1 @@
+"""Gets models: the catalog of recommended ones, and the door to the Hub."""

@@ -1,0 +1,138 @@
+"""The catalog: models that are worth recommending for one T4 or two.
+
+``catalog.json`` says where its figures come from. They were not checked against the
+Hub itself, so what the Hub says of a file counts more.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from llamatelemetry.exceptions import ConfigurationError
+from llamatelemetry.setup._names import (
+    HubReference,
+    nearest_names,
+    quantization_label,
+)
+
+__all__ = ["CatalogFile", "CatalogModel", "catalog", "find_model"]
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogFile:
+    """One file of a model on the Hub.
+
+    Attributes:
+        path: Its path in the repository.
+        bytes: Its size.
+        sha256: The digest of its content in hex, or None if not known.
+        revision: The commit at which all this was seen, or None for the main branch.
+    """
+
+    path: str
+    bytes: int
+    sha256: str | None
+    revision: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogModel:
+    """A model that is worth recommending.
+
+    Attributes:
+        id: Its name in the catalog ("qwen3-4b").
+        tasks: What it is good for: "chat", "reasoning", "coder", "vision",
+            "embedding"; the foremost first.
+        repo: Its repository on the Hub, ``owner/repository``.
+        files: The file, or its shards in order.
+        mmproj: The vision projector that belongs to it, or None.
+        architecture: As its GGUF file names it ("qwen3").
+        parameters: The number of weights, rounded as its maker states it.
+        active_parameters: Those that work on one token, for a mixture of experts; None
+            where all do.
+        native_context: Tokens of context it was trained for.
+        native_context_confirmed: Whether that was seen in a source.
+        license: The licence's name on the Hub.
+        gated: Whether the licence must be accepted on its page before a download.
+        fits: "t4", "t4x2": where it runs with a usable context, by a rule of thumb.
+        min_llama_cpp: The oldest build of llama.cpp known to be enough, or None if not
+            known as a number.
+        min_llama_cpp_note: What is known instead of the number.
+        runs_on_b7760: Whether llama.cpp of January 2026 runs it, by its merge dates.
+        name_confirmed: Whether the file name was seen in a source.
+        note: What else one should know.
+    """
+
+    id: str
+    tasks: tuple[str, ...]
+    repo: str
+    files: tuple[CatalogFile, ...]
+    mmproj: CatalogFile | None
+    architecture: str
+    parameters: int
+    active_parameters: int | None
+    native_context: int
+    native_context_confirmed: bool
+    license: str
+    gated: bool
+    fits: tuple[str, ...]
+    min_llama_cpp: int | None
+    min_llama_cpp_note: str
+    runs_on_b7760: bool
+    name_confirmed: bool
+    note: str
+
+    @property
+    def quantization(self) -> str | None:
+        """The quantization that the file's name tells ("Q4_K_M")."""
+        return quantization_label(self.files[0].path)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all shards, without the vision projector."""
+        return sum(file.bytes for file in self.files)
+
+    @property
+    def reference(self) -> str:
+        """What names its first file on the Hub: ``owner/repository:file.gguf``."""
+        first = self.files[0]
+        return str(HubReference(self.repo, first.path, first.revision))
+
+
+@cache
+def catalog() -> tuple[CatalogModel, ...]:
+    """Return the models of the catalog, the smallest chat models first."""
+    place = files("llamatelemetry.setup").joinpath("catalog.json")
+    return tuple(map(_entry, json.loads(place.read_text(encoding="utf-8"))["models"]))
+
+
+def find_model(name: str) -> CatalogModel:
+    """Return the model of this name, in any case.
+
+    Raises:
+        ConfigurationError: The catalog has none; names the nearest.
+    """
+    known = {model.id: model for model in catalog()}
+    model = known.get(name.lower())
+    if model is not None:
+        return model
+    near = nearest_names(name, known)
+    instead = "the nearest are" if near else "it has"
+    raise ConfigurationError(
+        f"the catalog has no model {name!r}; {instead}: {', '.join(near or known)}"
+    )
+
+
+def _entry(values: dict[str, Any]) -> CatalogModel:
+    projector = values.pop("mmproj")
+    return CatalogModel(
+        tasks=tuple(values.pop("tasks")),
+        files=tuple(CatalogFile(**file) for file in values.pop("files")),
+        fits=tuple(values.pop("fits")),
+        mmproj=CatalogFile(**projector) if projector else None,
+        **values,
+    )

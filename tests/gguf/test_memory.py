@@ -1,0 +1,500 @@
+"""The memory plan: what a server will need, against what llama.cpp allocated."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from memory_cells import ARGUMENTS, configuration, record
+from shapes import Shape, read_shapes, write_shape
+
+from llamatelemetry._units import GIB, MIB
+from llamatelemetry.exceptions import ConfigurationError, GGUFError, ModelError
+from llamatelemetry.gguf.memory import (
+    CUDA_CONTEXT_BYTES,
+    GPU_MARGIN_BYTES,
+    GPU_MARGIN_SHARE,
+    T4_FREE_BYTES,
+    GPUMemory,
+    MemoryPlan,
+    known_architectures,
+    plan_memory,
+)
+from llamatelemetry.gguf.reader import GGUFHeader, read_header
+from llamatelemetry.server import ServerConfig
+
+CELLS = [
+    json.loads(line)
+    for line in (Path(__file__).parents[1] / "data" / "memory_cells.jsonl")
+    .read_text()
+    .splitlines()
+]
+SHAPES = read_shapes()
+PRINTED = 0.011  # MiB: llama.cpp prints two decimals
+ON_GPU = ServerConfig(None, n_gpu_layers=99, flash_attn=True, context_size=8192)
+
+
+@pytest.fixture(scope="session")
+def header_of(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], GGUFHeader]:
+    """Return a function that gives the header of a shape, read from a sparse file."""
+    folder = tmp_path_factory.mktemp("shapes")
+    read: dict[str, GGUFHeader] = {}
+
+    def header(name: str) -> GGUFHeader:
+        if name not in read:
+            path = write_shape(SHAPES[name], folder / f"{name}.gguf")
+            read[name] = read_header(path)
+            path.unlink()
+        return read[name]
+
+    return header
+
+
+def buffers_of(plan: MemoryPlan) -> dict[str, float]:
+    """Return a plan without cards in llama.cpp's words, in MiB."""
+    assert plan.devices == ()
+    host = plan.host
+    return {
+        "model": host.weights / MIB,
+        "cache": host.kv_cache / MIB,
+        "compute": host.compute / MIB,
+        "output": host.output / MIB,
+    }
+
+
+def recorded(buffers: dict[str, float]) -> dict[str, float]:
+    """Return recorded buffers with one word for both kinds of caches."""
+    cache = buffers.get("KV", 0.0) + buffers.get("RS", 0.0)
+    return {
+        "model": buffers["model"],
+        "cache": cache,
+        "compute": buffers["compute"],
+        "output": buffers["output"],
+    }
+
+
+@pytest.mark.parametrize("name", sorted(SHAPES))
+def test_plans_agree_with_what_llama_cpp_allocated(
+    name: str, header_of: Callable[[str], GGUFHeader]
+) -> None:
+    """Every buffer of every recorded cell of a shape is planned as it was printed."""
+    cells = [cell for cell in CELLS if cell["shape"] == name]
+    assert cells
+    for cell in cells:
+        plan = plan_memory(header_of(name), configuration(None, cell["config"]))
+        expected = recorded(cell["buffers"])
+        planned = buffers_of(plan)
+
+        assert planned["model"] == pytest.approx(expected["model"], abs=PRINTED)
+        assert planned["cache"] == pytest.approx(expected["cache"], abs=2 * PRINTED)
+        assert planned["output"] == pytest.approx(expected["output"], abs=PRINTED)
+        assert planned["compute"] == pytest.approx(expected["compute"], abs=PRINTED), (
+            cell["config"]
+        )
+
+
+def test_the_recorded_cells_are_many() -> None:
+    """At least 150 cells, a dozen architectures; every known one has both halves."""
+    used = {cell["shape"] for cell in CELLS}
+    halves = {(SHAPES[name].architecture, SHAPES[name].aside) for name in used}
+
+    assert len(CELLS) >= 150
+    assert len(known_architectures()) >= 12
+    assert {name for name, _ in halves} == set(known_architectures())
+    assert {name for name, aside in halves if aside} == set(known_architectures())
+
+
+LIVE: list[tuple[str, dict[str, Any]]] = [
+    ("llama-3.2-1b", {"parallel": 2, "n_ubatch": 256}),
+    ("gemma-3-1b", {"flash_attn": False}),
+    ("qwen2.5-0.5b", {"cache_type_k": "q8_0", "cache_type_v": "q8_0"}),
+    ("granite-4.0-h-tiny", {"parallel": 3}),
+    ("bge-small-en", {"embeddings": True, "n_batch": 512, "context_size": 512}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), LIVE, ids=[name for name, _ in LIVE])
+def test_a_running_server_allocates_what_was_planned(
+    name: str, changes: dict[str, Any], engine: Any, tmp_path: Path
+) -> None:
+    """A server started now prints the buffers that the plan of its file says."""
+    model = write_shape(SHAPES[name], tmp_path / f"{name}.gguf")
+    values = {
+        "context_size": 4096, "n_batch": 1024, "flash_attn": True, **changes,
+    }  # fmt: skip
+
+    printed = recorded(record(model, values, engine))
+
+    planned = buffers_of(plan_memory(model, configuration(model, values)))
+    assert planned == pytest.approx(printed, abs=2 * PRINTED)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the rule of x86 with AVX2")
+def test_repacked_weights_are_counted(engine: Any, tmp_path: Path) -> None:
+    """What a CPU with AVX2 keeps in a second form is planned as it is printed."""
+    if "avx2" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this CPU has no AVX2")
+    model = write_shape(SHAPES["smollm3-3b"], tmp_path / "model.gguf")
+    config = ServerConfig(
+        model, port=0, context_size=512, threads=1, cache_ram=0, flash_attn=True,
+        extra_args=[word for word in ARGUMENTS if word != "--no-repack"],
+    )  # fmt: skip
+
+    printed = repacked_bytes(config, engine)
+
+    assert plan_memory(model, config).host.repacked / MIB == pytest.approx(
+        printed / MIB, abs=PRINTED
+    )
+
+
+def repacked_bytes(config: ServerConfig, engine: Any) -> int:
+    """Return the size of the repacked weights that a server prints."""
+    from llamatelemetry.server import ServerManager
+    from llamatelemetry.server.events import BufferSize
+
+    with ServerManager(config, engine=engine, timeout=180) as server:
+        return sum(
+            event.size_bytes
+            for event in server.events
+            if isinstance(event, BufferSize) and event.device == "CPU_REPACK"
+        )
+
+
+# ── cards ────────────────────────────────────────────────────────────────────────
+
+
+def test_two_cards_share_the_layers(header_of: Callable[[str], GGUFHeader]) -> None:
+    """Split in halves, 33 layers with the output go 17 to 16, and nothing is lost."""
+    header = header_of("llama-3.1-8b")
+    one = plan_memory(header, ON_GPU, GPUMemory.t4(1))
+    two = plan_memory(header, ON_GPU, GPUMemory.t4(2))
+
+    per_layer = one.devices[0].kv_cache // 32
+    assert [place.kv_cache // per_layer for place in two.devices] == [17, 15]
+    assert sum(place.weights for place in two.devices) == one.devices[0].weights
+    assert two.devices[0].name == "CUDA0"
+    assert two.devices[1].context == CUDA_CONTEXT_BYTES
+    assert one.host.kv_cache == 0
+
+
+@pytest.mark.parametrize(
+    ("split", "layers"), [("3,1", [25, 7]), ("0,1", [0, 32]), ("1,0", [32, 0])]
+)
+def test_tensor_split_is_followed(
+    split: str, layers: list[int], header_of: Callable[[str], GGUFHeader]
+) -> None:
+    """The shares decide how many layers each card has."""
+    config = ON_GPU.replace(tensor_split=split)
+    plan = plan_memory(header_of("llama-3.1-8b"), config, GPUMemory.t4(2))
+
+    per_layer = sum(place.kv_cache for place in plan.devices) // 32
+    assert [place.kv_cache // per_layer for place in plan.devices] == layers
+
+
+def test_layers_that_are_not_offloaded_stay_on_the_host(
+    header_of: Callable[[str], GGUFHeader],
+) -> None:
+    """Twenty layers on the card are the last 19 and the output; 13 stay."""
+    config = ON_GPU.replace(n_gpu_layers=20)
+    plan = plan_memory(header_of("llama-3.1-8b"), config, GPUMemory.t4(1))
+
+    per_layer = (plan.host.kv_cache + plan.devices[0].kv_cache) // 32
+    assert plan.host.kv_cache // per_layer == 13
+    assert plan.devices[0].kv_cache // per_layer == 19
+
+
+def test_a_tied_output_is_held_twice(header_of: Callable[[str], GGUFHeader]) -> None:
+    """Without an output matrix, the card has its own copy of the embeddings."""
+    header = header_of("llama-3.2-1b")
+    plan = plan_memory(header, ON_GPU, GPUMemory.t4(1))
+
+    table = header.tensor("token_embd.weight")
+    assert table is not None
+    total = plan.devices[0].weights + plan.host.weights
+    assert total - sum(tensor.n_bytes for tensor in header.tensors) == pytest.approx(
+        table.n_bytes, rel=1e-3
+    )
+
+
+def test_experts_can_stay_on_the_host(header_of: Callable[[str], GGUFHeader]) -> None:
+    """--cpu-moe moves the experts' weights, and nothing else, to the host."""
+    header = header_of("qwen3-30b-a3b")
+    whole = plan_memory(header, ON_GPU, GPUMemory.t4(1))
+    moved = plan_memory(
+        header, ON_GPU.replace(extra_args=["--cpu-moe"]), GPUMemory.t4(1)
+    )
+    half = plan_memory(
+        header, ON_GPU.replace(extra_args=["--n-cpu-moe", "24"]), GPUMemory.t4(1)
+    )
+
+    experts = sum(tensor.n_bytes for tensor in header.tensors if "_exps" in tensor.name)
+    gone = whole.devices[0].weights - moved.devices[0].weights
+    assert gone == pytest.approx(experts, abs=MIB)  # rows are padded on a card
+    assert whole.devices[0].kv_cache == moved.devices[0].kv_cache
+    assert moved.devices[0].weights < half.devices[0].weights < whole.devices[0].weights
+
+
+def test_quantized_caches_need_room_to_be_unpacked_on_a_card(
+    header_of: Callable[[str], GGUFHeader],
+) -> None:
+    """Flash attention on CUDA copies a layer's quantized cache to f16."""
+    header = header_of("llama-3.1-8b")
+    config = ON_GPU.replace(context_size=65536)
+    plain = plan_memory(header, config, GPUMemory.t4(1)).devices[0]
+    config = config.replace(cache_type_k="q8_0", cache_type_v="q8_0")
+    packed = plan_memory(header, config, GPUMemory.t4(1)).devices[0]
+
+    assert packed.kv_cache == plain.kv_cache * 34 // 64
+    assert packed.compute > 2 * 65536 * 1024 * 2 > plain.compute
+
+
+def test_fits_keeps_a_margin(header_of: Callable[[str], GGUFHeader]) -> None:
+    """A card with exactly what is needed is too small; with the margin it will do."""
+    header = header_of("qwen3-4b")
+    needed = plan_memory(header, ON_GPU).devices[0].needed
+    margin = int(needed * GPU_MARGIN_SHARE) + GPU_MARGIN_BYTES
+
+    assert not plan_memory(header, ON_GPU, [GPUMemory(0, needed)]).fits
+    assert not plan_memory(header, ON_GPU, [GPUMemory(0, needed + margin - 1)]).fits
+    assert plan_memory(header, ON_GPU, [GPUMemory(0, needed + margin)]).fits
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_max_context_is_the_last_that_fits(
+    slots: int, header_of: Callable[[str], GGUFHeader]
+) -> None:
+    """The largest context fits, and 256 tokens more for each slot do not."""
+    plan = plan_memory(
+        header_of("llama-3.1-8b"), ON_GPU.replace(parallel=slots), GPUMemory.t4(1)
+    )
+    most = plan.max_context()
+
+    assert 8192 < most < 131072
+    assert plan.with_config(context_size=most).fits
+    assert not plan.with_config(context_size=most + 256 * slots).fits
+
+
+def test_max_context_is_zero_where_the_weights_alone_are_too_large(
+    header_of: Callable[[str], GGUFHeader],
+) -> None:
+    """A model larger than the card fits with no context, and the verdict says so."""
+    plan = plan_memory(header_of("qwen3.6-27b"), ON_GPU, GPUMemory.t4(1))
+
+    assert plan.max_context() == 0
+    assert not plan.fits
+    assert "No context would make it fit" in plan.verdict
+
+
+def test_max_context_without_a_limit_is_the_models_own(
+    header_of: Callable[[str], GGUFHeader],
+) -> None:
+    """Nothing being short, the training context is the largest that makes sense."""
+    assert plan_memory(header_of("qwen3-4b"), ON_GPU).max_context() == 40960
+
+
+def test_the_host_can_have_a_limit(header_of: Callable[[str], GGUFHeader]) -> None:
+    """Without cards, the host's own memory decides."""
+    config = ServerConfig(None, context_size=4096)
+    header = header_of("qwen3-4b")
+
+    assert plan_memory(header, config, [], host_free=16 * GIB).fits
+    assert not plan_memory(header, config, [], host_free=2 * GIB).fits
+
+
+def test_a_projector_and_adapters_are_counted(
+    header_of: Callable[[str], GGUFHeader], tmp_path: Path
+) -> None:
+    """The tensors of the files beside the model count where they will lie."""
+    beside = write_shape(SHAPES["qwen2.5-0.5b"], tmp_path / "beside.gguf")
+    size = sum(tensor.n_bytes for tensor in read_header(beside).tensors)
+    header = header_of("qwen3-4b")
+
+    projector = plan_memory(header, ON_GPU.replace(mmproj_path=beside))
+    adapter = plan_memory(header, ON_GPU.replace(lora_path=beside))
+
+    assert projector.devices[0].projector == size
+    assert adapter.devices[0].adapters == size
+    assert any("weights only" in note for note in adapter.notes)
+
+
+def test_older_builds_keep_all_logits(header_of: Callable[[str], GGUFHeader]) -> None:
+    """Before the rule changed, the compute buffer held logits of every token."""
+    header = header_of("llama-3.2-1b")
+    config = ServerConfig(None, context_size=8192, flash_attn=True)
+    new = plan_memory(header, config)
+    old = plan_memory(header, config, build=7760)
+
+    logits = 512 * 128256 * 4
+    assert old.host.compute > logits > new.host.compute
+    assert not old.host.known
+    assert any("build 11434" in note for note in old.notes)
+
+
+# ── honesty ──────────────────────────────────────────────────────────────────────
+
+
+def test_an_unknown_architecture_is_called_estimated(
+    header_of: Callable[[str], GGUFHeader],
+) -> None:
+    """A model of an architecture never compared is planned, and the plan says how."""
+    header = header_of("qwen3-4b")
+    values = {
+        key.replace("qwen3.", "newest."): value
+        for key, value in header.metadata.items()
+    }
+    unknown = replace(header, metadata={**values, "general.architecture": "newest"})
+    config = ServerConfig(None, context_size=8192, flash_attn=True)
+    plan = plan_memory(unknown, config)
+
+    assert not plan.known
+    assert "estimated as full attention" in plan.notes[0]
+    assert "known" not in plan.table().split("estimated")[0]
+    assert plan.host.kv_cache == plan_memory(header, config).host.kv_cache
+
+
+def test_tensors_of_unknown_names_do_not_break_the_plan(
+    header_of: Callable[[str], GGUFHeader],
+) -> None:
+    """Where the graph cannot be built, its size is estimated from the widths."""
+    header = header_of("qwen3-4b")
+    renamed = tuple(
+        replace(tensor, name=tensor.name.replace("attn_q.", "attn_other."))
+        for tensor in header.tensors
+    )
+    config = ServerConfig(None, context_size=8192, flash_attn=True)
+    plan = plan_memory(replace(header, tensors=renamed), config)
+    exact = plan_memory(header, config)
+
+    assert plan.host.compute == pytest.approx(exact.host.compute, rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (ON_GPU.replace(context_size=65536), "the model was made for"),
+        (ON_GPU.replace(split_mode="row"), "like 'layer'"),
+        (ON_GPU.replace(extra_args=["-ot", "ffn=CPU"]), "not followed"),
+        (ON_GPU, "nothing was measured on CUDA"),
+        (ON_GPU, "cached prompts"),
+    ],
+)
+def test_a_plan_says_what_it_assumes(
+    config: ServerConfig, said: str, header_of: Callable[[str], GGUFHeader]
+) -> None:
+    """What is assumed, and what is not followed, stands in the notes."""
+    plan = plan_memory(header_of("qwen3-4b"), config, GPUMemory.t4(2))
+
+    assert any(said in note for note in plan.notes)
+
+
+def test_the_table_says_known_or_estimated(
+    header_of: Callable[[str], GGUFHeader],
+) -> None:
+    """Every row says on what it rests; a CPU's are known, a card's are not yet."""
+    header = header_of("qwen3-4b")
+    on_cpu = plan_memory(header, ServerConfig(None, context_size=8192))
+    on_gpu = plan_memory(header, ON_GPU, GPUMemory.t4(1))
+
+    assert [row["basis"] for row in on_cpu.rows()] == ["known"]
+    assert [row["basis"] for row in on_gpu.rows()] == ["estimated", "estimated"]
+    assert "CUDA0" in on_gpu.table()
+    assert on_gpu.rows()[0]["left"] == T4_FREE_BYTES - on_gpu.devices[0].needed
+
+
+def test_html_shows_a_bar_for_each_device(
+    header_of: Callable[[str], GGUFHeader],
+) -> None:
+    """The notebook's view has cards, host and verdict, and a name brings no markup."""
+    header = header_of("qwen3-4b")
+    hostile = replace(
+        header,
+        metadata={**header.metadata, "general.name": "<script>alert(1)</script>"},
+    )
+    html = plan_memory(hostile, ON_GPU, GPUMemory.t4(2))._repr_html_()
+
+    assert html.count('role="img"') == 3
+    assert "It fits" in html
+    assert "<script" not in html
+    assert "CUDA1" in html
+
+
+def test_the_repr_is_short(header_of: Callable[[str], GGUFHeader]) -> None:
+    """The repr fits a line of a notebook and says whether it fits."""
+    plan = plan_memory(header_of("qwen3-4b"), ON_GPU, GPUMemory.t4(1))
+
+    assert "fits=True" in repr(plan)
+    assert len(repr(plan)) < 160
+
+
+# ── refused ──────────────────────────────────────────────────────────────────────
+
+
+def test_a_vocabulary_is_no_model(tmp_path: Path) -> None:
+    """A file without layers is refused in words, not planned as a model of nothing."""
+    empty = Shape("empty", "llama", False, 300, {"block_count": 0}, {})
+    path = write_shape(empty, tmp_path / "vocabulary.gguf")
+
+    with pytest.raises(GGUFError, match="no layers"):
+        plan_memory(path, ON_GPU)
+
+
+def test_a_missing_file_is_a_model_error(tmp_path: Path) -> None:
+    """The name of the file that is not there stands in the error."""
+    with pytest.raises(ModelError, match="absent.gguf"):
+        plan_memory(tmp_path / "absent.gguf", ON_GPU)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ON_GPU.replace(device="CUDA3"),
+        ON_GPU.replace(split_mode="none", main_gpu=2),
+    ],
+)
+def test_cards_that_are_not_there_are_refused(
+    config: ServerConfig, header_of: Callable[[str], GGUFHeader]
+) -> None:
+    """A configuration for other cards than the given ones is an error."""
+    with pytest.raises(ConfigurationError):
+        plan_memory(header_of("qwen3-4b"), config, GPUMemory.t4(2))
+
+
+def test_one_card_can_be_chosen(header_of: Callable[[str], GGUFHeader]) -> None:
+    """split_mode none and device both leave the other card alone."""
+    header = header_of("qwen3-4b")
+    for config in (
+        ON_GPU.replace(split_mode="none", main_gpu=1),
+        ON_GPU.replace(device="CUDA1"),
+    ):
+        plan = plan_memory(header, config, GPUMemory.t4(2))
+
+        assert [place.name for place in plan.devices] == ["CUDA1"]
+
+
+def test_no_cards_means_the_host(header_of: Callable[[str], GGUFHeader]) -> None:
+    """An empty list of cards plans for the CPU, whatever the layers."""
+    plan = plan_memory(header_of("qwen3-4b"), ON_GPU, [])
+
+    assert plan.devices == ()
+    assert plan.host.weights > 0
+
+
+def test_the_cards_of_a_configuration_are_taken_without_a_limit(
+    header_of: Callable[[str], GGUFHeader],
+) -> None:
+    """Without cards given, as many are planned as the configuration speaks of."""
+    header = header_of("qwen3-4b")
+
+    assert len(plan_memory(header, ON_GPU).devices) == 1
+    split = ON_GPU.replace(tensor_split="1,1")
+    assert len(plan_memory(header, split).devices) == 2
+    named = ON_GPU.replace(device="CUDA0,CUDA1")
+    assert len(plan_memory(header, named).devices) == 2
+    assert plan_memory(header, ON_GPU.replace(device="none")).devices == ()

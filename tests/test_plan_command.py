@@ -1,0 +1,170 @@
+"""``llamatelemetry plan``: will it fit, and what would instead?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from shapes import read_shapes, write_shape
+from stand_in_hub import HubFile, Repository, StandInHub
+
+from llamatelemetry._plan_command import parse_gpus
+from llamatelemetry.cli import main
+from llamatelemetry.exceptions import ConfigurationError
+from llamatelemetry.gguf.memory import T4_FREE_BYTES
+
+REPO = "somebody/Qwen3-14B-GGUF"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 14 billion weights, in a sparse file."""
+    folder = tmp_path_factory.mktemp("plan")
+    return write_shape(read_shapes()["qwen3-14b"], folder / "model.gguf")
+
+
+@pytest.fixture(scope="module")
+def header(model: Path) -> tuple[bytes, int]:
+    """The model's header, and how many zero bytes of data follow."""
+    size = model.stat().st_size
+    with model.open("rb") as file:
+        beginning = file.read(16 * 2**20)
+    return beginning, size - len(beginning)
+
+
+def test_it_fits_two_t4s(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table names both cards, the verdict the largest context; exit code 0."""
+    code = main(["plan", str(model)])
+    said = capsys.readouterr().out
+
+    assert code == 0
+    assert "CUDA0" in said
+    assert "CUDA1" in said
+    assert "It fits; up to 40,960 tokens" in said
+    assert "estimated" in said
+
+
+def test_it_does_not_fit(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Too small a card gives exit code 1, what is lacking, and what would fit."""
+    code = main(["plan", str(model), "--gpus", "1x12", "--ctx", "40960"])
+    said = capsys.readouterr().out
+
+    assert code == 1
+    assert "It does not fit: CUDA0 needs" in said
+    assert "tokens of context would fit" in said
+    assert "owner/repo:file.gguf" in said
+
+
+def test_json_is_for_programs(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--json prints bytes, the verdict as a truth value, and nothing else."""
+    main(["plan", str(model), "--json", "--cache", "q8_0", "--slots", "2"])
+    plan = json.loads(capsys.readouterr().out)
+
+    assert plan["fits"] is True
+    assert plan["max_context"] == 2 * 40960
+    assert [place["device"] for place in plan["devices"]] == ["CUDA0", "CUDA1", "host"]
+
+
+def test_a_cpu_is_planned_too(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--gpus none plans for this machine's memory; its figures are known."""
+    assert main(["plan", str(model), "--gpus", "none"]) == 0
+
+    said = capsys.readouterr().out
+    assert "CUDA" not in said
+    assert "known" in said
+
+
+def test_the_demo_model_has_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """'demo' needs no file."""
+    assert main(["plan", "demo", "--ctx", "512"]) == 0
+    assert "demo" in capsys.readouterr().out
+
+
+def test_a_model_of_the_hub_is_planned_without_its_data(
+    hub: StandInHub, header: tuple[bytes, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Named by its quantization, and with less than the header and a quarter read."""
+    hub.repositories[REPO] = repository(header)
+
+    assert main(["plan", f"{REPO}:Q4_K_M"]) == 0
+
+    assert "qwen3" in capsys.readouterr().out
+    assert sum(request.sent for request in hub.requests) < 16 * 2**20
+
+
+def test_the_nearest_quantization_is_named(
+    hub: StandInHub, header: tuple[bytes, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the file does not fit, the largest of the same repo that does is named."""
+    hub.repositories[REPO] = repository(header)
+
+    assert main(["plan", f"{REPO}:Q4_K_M", "--gpus", "1x8"]) == 1
+
+    assert "Nearest that fits in somebody/Qwen3-14B-GGUF: Q2_K, 5.8 GB" in (
+        capsys.readouterr().out
+    )
+
+
+def test_nothing_in_the_repo_may_fit(
+    hub: StandInHub, header: tuple[bytes, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A card that is too small for all of them is told so."""
+    hub.repositories[REPO] = repository(header)
+
+    assert main(["plan", f"{REPO}:Q4_K_M", "--gpus", "1x4"]) == 1
+    assert f"No quantization in {REPO} fits" in capsys.readouterr().out
+
+
+def repository(header: tuple[bytes, int]) -> Repository:
+    """Return a repository of one model in four quantizations."""
+    beginning, zeros = header
+    files = {"Qwen3-14B-Q4_K_M.gguf": HubFile(beginning, zeros)}
+    for label, size in (("Q8_0", 15.7), ("Q3_K_M", 7.3), ("Q2_K", 5.75)):
+        files[f"Qwen3-14B-{label}.gguf"] = HubFile(b"GGUF", int(size * 1e9))
+    return Repository("a" * 40, files)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["absent.gguf"], "absent.gguf"),
+        (["qwen3-fourteen"], "qwen3-14b"),
+        (["demo", "--gpus", "many"], "2x15"),
+        (["demo", "--cache", "q9"], "q8_0"),
+        (["demo", "--slots", "0"], "parallel"),
+        (["demo", "--split", "a,b"], "tensor_split"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What cannot work is said in one line that names what could."""
+    code = main(["plan", *arguments])
+    printed = capsys.readouterr()
+
+    assert code == 2
+    assert said in printed.err
+    assert "Traceback" not in printed.err
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes"),
+    [
+        ("2x15", [T4_FREE_BYTES, T4_FREE_BYTES]),
+        ("15,24", [T4_FREE_BYTES, 24 * 2**30]),
+        ("2x8,80", [8 * 2**30, 8 * 2**30, 80 * 2**30]),
+        ("14.5", [int(14.5 * 2**30)]),
+        ("none", []),
+    ],
+)
+def test_cards_are_written_in_gib(text: str, sizes: list[int]) -> None:
+    """15 GiB are a T4's, of which fewer are free; other sizes are taken literally."""
+    assert [gpu.free_bytes for gpu in parse_gpus(text)] == sizes
+
+
+@pytest.mark.parametrize("text", ["", "x", "2x", "0x15", "-1", "nan", "2x15,", "1e9"])
+def test_cards_that_make_no_sense_are_refused(text: str) -> None:
+    """Anything else is an error that shows how it is written."""
+    with pytest.raises(ConfigurationError, match="2x15"):
+        parse_gpus(text)
