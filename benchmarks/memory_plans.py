@@ -27,14 +27,16 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "tools")]
 from memory_cells import configuration
 from shapes import read_shapes, write_shape
 
-from llamatelemetry._units import MIB
+from llamatelemetry._units import GIB, MIB
+from llamatelemetry.gguf.estimates import estimate_vram
 from llamatelemetry.gguf.memory import GPUMemory, plan_memory
-from llamatelemetry.gguf.reader import read_header
+from llamatelemetry.gguf.reader import GGUFHeader, read_header
 from llamatelemetry.server import ServerConfig
 
 CELLS = ROOT / "tests" / "data" / "memory_cells.jsonl"
 PRINTED = 0.011  # MiB; llama.cpp prints two decimals
-BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+CONTEXTS = (2048, 8192, 32768)  # tokens
+ENCODERS = ("bert", "nomic-bert", "gemma-embedding")
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,35 @@ def table(compared: list[Compared]) -> Iterable[str]:
     yield row("**all**", compared)
 
 
+def estimates() -> Iterable[str]:
+    """Yield the lines of a table: the simple estimate against the plan, signed."""
+    head = " | ".join(f"{tokens // 1024}k" for tokens in CONTEXTS)
+    yield f"| model | {head} | with `architecture=`: {head} |"
+    yield "| --- " + "| ---: " * 2 * len(CONTEXTS) + "|"
+    with tempfile.TemporaryDirectory() as folder:
+        for shape in read_shapes().values():
+            cut = shape.name.endswith("-layers")
+            if cut or shape.architecture in ENCODERS:
+                continue
+            path = write_shape(shape, Path(folder) / "model.gguf")
+            errors = " | ".join(_errors(read_header(path)))
+            yield f"| {shape.name} | {errors} |"
+
+
+def _errors(header: GGUFHeader) -> Iterable[str]:
+    architecture = header.metadata["general.architecture"]
+    count = sum(tensor.n_elements for tensor in header.tensors)
+    recipe = "MXFP4_MOE" if architecture == "gpt-oss" else "Q4_K_M"
+    for family in (None, architecture):
+        for tokens in CONTEXTS:
+            config = ServerConfig(
+                None, n_gpu_layers=999, flash_attn=True, context_size=tokens
+            )
+            needed = plan_memory(header, config).devices[0].needed / GIB
+            estimate = estimate_vram(count, recipe, tokens, architecture=family)
+            yield f"{estimate / needed - 1:+.1%}"
+
+
 def cost() -> str:
     """Return what a plan and a largest context cost, as a line."""
     with tempfile.TemporaryDirectory() as folder:
@@ -142,13 +173,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", type=Path)
     options = parser.parse_args()
-    text = "\n".join(table(compare())) + f"\n\n{cost()}\n"
-    print(text)
+    texts = {
+        "tables": "\n".join(table(compare())) + f"\n\n{cost()}",
+        "estimates": "\n".join(estimates()),
+    }
+    print("\n\n".join(texts.values()))
     if options.write:
         page = options.write.read_text()
-        before, _, rest = page.partition(BEGIN)
-        _, _, after = rest.partition(END)
-        options.write.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+        for name, text in texts.items():
+            begin, end = (f"<!-- {name}: {place} -->" for place in ("begin", "end"))
+            before, _, rest = page.partition(begin)
+            _, _, after = rest.partition(end)
+            page = f"{before}{begin}\n\n{text}\n\n{end}{after}"
+        options.write.write_text(page)
 
 
 if __name__ == "__main__":

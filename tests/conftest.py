@@ -85,6 +85,16 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     return find_engine(path)
 
 
+@pytest.fixture(scope="session")
+def llama_cpp_tools() -> Path:
+    """The folder of llama.cpp's own programs, which come with the real llama-server."""
+    path = real_llama_server()
+    if path is None:
+        missing_part("llama-server", "run `make test`, which builds one")
+        raise AssertionError
+    return path.parent
+
+
 def embedded_engine() -> Engine:
     """Return the embedded engine whatever else is on PATH."""
     return find_engine("embedded")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from math import prod
 from pathlib import Path
@@ -128,7 +128,7 @@ class QUANT_TYPE_INFO:  # noqa: N801 - the API reference's name
     tensor_type: str = ""
     perplexity_increase: float | None = None
     needs_importance_matrix: bool = False
-    source: str = ""
+    source: str = field(default="", repr=False)
 
 
 def _read_json(name: str) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
+import re
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -335,6 +337,32 @@ def test_older_builds_keep_all_logits(header_of: Callable[[str], GGUFHeader]) ->
     assert old.host.compute > logits > new.host.compute
     assert not old.host.known
     assert any("build 11434" in note for note in old.notes)
+
+
+@pytest.mark.parametrize("name", ["smollm3-3b", "gemma-3-1b", "qwen3-4b"])
+def test_the_older_rule_is_that_of_llama_fit_params(
+    name: str, llama_cpp_tools: Path, tmp_path: Path
+) -> None:
+    """llama-fit-params reserves logits of every token, as plans for old builds do."""
+    model = write_shape(SHAPES[name], tmp_path / "model.gguf")
+    arguments = "-c 4096 -b 2048 -ub 512 -np 1 -fa on -nr -fit off -v --fit-print on"
+    done = subprocess.run(
+        [llama_cpp_tools / "llama-fit-params", "-m", model, *arguments.split()],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+
+    config = ServerConfig(None, context_size=4096, n_batch=2048, flash_attn=True)
+    host = plan_memory(model, config, build=7760).host
+    weights, cache, compute = done.stdout.split()[1:4]
+    printed = re.search(r"compute buffer size =\s*([\d.]+) MiB", done.stderr)
+    assert printed is not None
+    assert float(printed[1]) == pytest.approx(host.compute / MIB, abs=PRINTED)
+    assert int(weights) == host.weights // MIB
+    assert int(cache) == host.kv_cache // MIB
+    assert int(compute) == host.compute // MIB
 
 
 # ── honesty ──────────────────────────────────────────────────────────────────────

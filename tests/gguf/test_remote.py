@@ -37,6 +37,7 @@ GB = 10**9
 REPO = "owner/Model-GGUF"
 TOKEN = "hf_secret_of_the_stand_in"
 MOST_REQUESTS = 8
+FIRST = 240 * KIB
 
 
 @pytest.fixture
@@ -188,8 +189,6 @@ def test_a_remote_header_costs_little_more_than_its_bytes(
     for request in hub.requests:
         assert request.headers["range"].startswith("bytes=")
         assert not request.headers["range"].endswith("-")
-    sizes = {len(made_header(one)) for one in (SHAPES[0], SHAPES[11])}
-    assert min(sizes) < 20_000 < 14_000_000 < max(sizes)
 
 
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[8], SHAPES[11]], ids=str)
@@ -208,7 +207,7 @@ def test_the_metadata_alone_costs_one_small_request(
 
 
 def test_long_metadata_costs_half_a_mebibyte(hub: StandInHub) -> None:
-    """Where the metadata itself passes 256 KiB, the second request is as small."""
+    """Where the metadata passes the first request, the second is as small."""
     keys = [
         key("general.description", 8, text(b"x" * 300 * KIB)),
         key("tokenizer.ggml.tokens", 9, strings([b"token"] * 250_000)),
@@ -240,12 +239,13 @@ def test_the_vocabularies_of_real_models_cost_little_more(
 
 def test_what_is_asked_for_follows_from_what_is_known() -> None:
     """Estimates are followed as far as four times what was seen, and never ignored."""
-    assert plan_request(0, 64, 64) == 256 * KIB
+    assert plan_request(0, 64, 64) == FIRST
     assert plan_request(0, 900 * KIB, 0) == 900 * KIB
-    assert plan_request(256 * KIB, 8, 8) == 256 * KIB
-    assert plan_request(512 * KIB, 8, 8) == 512 * KIB
+    assert plan_request(FIRST, 8, 8) == FIRST
+    assert plan_request(2 * FIRST, 8, 8) == 512 * KIB
     assert plan_request(8192 * KIB, 8, 8) == 2048 * KIB
-    assert plan_request(1024 * KIB, 8, 3000 * KIB) == 3128 * KIB
+    assert plan_request(1024 * KIB, 8, 512 * KIB) == (512 + 192) * KIB
+    assert plan_request(1024 * KIB, 8, 3072 * KIB) == (3072 + 512) * KIB
     assert plan_request(1024 * KIB, 8, 9000 * KIB) == 4096 * KIB
 
 
@@ -286,8 +286,8 @@ def test_where_a_redirect_led_is_asked_directly(hub: StandInHub) -> None:
     """The first address is asked once; later ranges go to where it led."""
     file = long_file(hub)
     source = open_url(address(hub))
-    pieces = [source.fetch(0, 8, 8), source.fetch(256 * KIB, 8, 8)]
-    pieces.append(source.fetch(512 * KIB, 900 * KIB, 0))
+    pieces = [source.fetch(0, 8, 8), source.fetch(FIRST, 8, 8)]
+    pieces.append(source.fetch(2 * FIRST, 900 * KIB, 0))
     source.close()
 
     assert b"".join(pieces) == file.beginning
@@ -301,10 +301,10 @@ def test_an_expired_signature_is_renewed(hub: StandInHub) -> None:
     file = long_file(hub)
     hub.signature_uses = 1
     source = open_url(address(hub))
-    data = b"".join(source.fetch(at, 8, 8) for at in (0, 256 * KIB, 512 * KIB))
+    data = b"".join(source.fetch(at, 8, 8) for at in (0, FIRST, 2 * FIRST))
     source.close()
 
-    assert data == file.beginning
+    assert data == file.beginning[: 2 * FIRST + 512 * KIB]
     assert [request.status for request in hub.seen("cdn")] == [206, 403, 206, 403, 206]
     assert len(hub.seen("hub")) == 3
 
@@ -318,10 +318,10 @@ def test_a_signature_that_never_holds_is_renewed_once(hub: StandInHub) -> None:
     hub.signature_uses = 0
 
     with pytest.raises(DownloadError, match=r"refuses the file \(403\)") as raised:
-        source.fetch(256 * KIB, 8, 8)
+        source.fetch(FIRST, 8, 8)
     source.close()
     assert [request.status for request in hub.seen("cdn")] == [206, 403, 403]
-    assert "signature" not in everything_said(raised.value).lower()
+    assert "of-the-cdn" not in everything_said(raised.value)
 
 
 def test_the_end_of_a_file_is_no_error(hub: StandInHub) -> None:
@@ -421,7 +421,7 @@ def test_what_passes_is_waited_for(
     assert source.fetch(0, file.size, 0) == file.beginning
     source.close()
     # What a reset takes with it on the way is lost, and nothing else.
-    assert hub.sent() <= file.size + 3 * 256 * KIB
+    assert hub.sent() <= file.size + 3 * FIRST
 
 
 def test_what_does_not_pass_is_given_up(hub: StandInHub) -> None:
@@ -487,7 +487,7 @@ def redirected_to_a_file(hub: StandInHub) -> None:
 
 
 def redirected_with_a_password(hub: StandInHub) -> None:
-    told = {"Location": "http://user:signature-password@127.0.0.2/"}
+    told = {"Location": "http://user:password-of-the-cdn@127.0.0.2/"}
     hub.fail_next("hub", "status", status=302, headers=told)
 
 
@@ -504,14 +504,14 @@ def odd(hub: StandInHub) -> None:
 
 
 def unreachable(hub: StandInHub) -> None:
-    told = {"Location": "http://127.0.0.2:1/?Signature=signature-1"}
+    told = {"Location": "http://127.0.0.2:1/?Signature=of-the-cdn"}
     hub.fail_next("hub", "status", 9, status=302, headers=told)
 
 
 @pytest.mark.parametrize(
     ("fault", "kind", "words"),
     [
-        (shifted, DownloadError, "asked for bytes 0 to 262,143, the server says"),
+        (shifted, DownloadError, "asked for bytes 0 to 245,759, the server says"),
         (endless, DownloadError, "gives more than it says"),
         (compressed, DownloadError, "compressed"),
         (circular, DownloadError, "redirects more than 5 times"),
@@ -542,7 +542,7 @@ def test_what_cannot_be_read_says_why(
     said = everything_said(raised.value) + repr(source)
     assert str(raised.value).startswith(address(hub) + ": ")
     assert "hf_secret" not in said
-    assert "signature" not in said.lower()
+    assert "of-the-cdn" not in said
     assert raised.value.__cause__ is None
     assert raised.value.__context__ is None
     assert len(hub.requests) <= 8
@@ -558,7 +558,7 @@ def test_a_file_that_changes_is_no_mixture(hub: StandInHub, etags: bool) -> None
     hub.add(REPO, "m.gguf", file.beginning[::-1], zeros=0 if etags else 8)
 
     with pytest.raises(DownloadError, match="changed while it was read"):
-        source.fetch(256 * KIB, 8, 8)
+        source.fetch(FIRST, 8, 8)
     source.close()
 
 
@@ -567,10 +567,10 @@ def test_a_file_that_shrinks_is_noticed(hub: StandInHub) -> None:
     file = long_file(hub)
     source = open_url(address(hub))
     source.fetch(0, 8, 8)
-    hub.add(REPO, "m.gguf", file.beginning[: 128 * KIB])
+    hub.add(REPO, "m.gguf", file.beginning[: FIRST // 2])
 
-    with pytest.raises(DownloadError, match="refuses bytes 262,144"):
-        source.fetch(256 * KIB, 8, 8)
+    with pytest.raises(DownloadError, match="refuses bytes 245,760"):
+        source.fetch(FIRST, 8, 8)
     source.close()
 
 
@@ -654,10 +654,10 @@ def test_a_reference_is_read_with_the_users_token(
     hub.signature_uses = 1
 
     source = open_reference(f"{REPO}:m.gguf")
-    data = source.fetch(0, 8, 8) + source.fetch(256 * KIB, 8, 8)
+    data = source.fetch(0, 8, 8) + source.fetch(FIRST, 8, 8)
     source.close()
 
-    assert data == file.beginning[: 512 * KIB]
+    assert data == file.beginning[: 2 * FIRST]
     assert source.name == f"{REPO}:m.gguf"
     # HEAD, then the CDN; when the signature is used up, the Hub and the CDN again.
     assert [(one.origin, one.method, one.status) for one in hub.requests] == [

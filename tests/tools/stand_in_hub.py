@@ -145,7 +145,7 @@ class StandInHub:
         token: The token that opens private and gated repositories.
         ranges: What ranges are worth on the CDN and for small files: "honoured";
             "ignored" (200 and the whole file); "shifted" (a wrong Content-Range);
-            "short" (half of what was asked); "crumbs" (one byte of it); "endless"
+            "short" (100 kB of it at most); "crumbs" (one byte of it); "endless"
             (more bytes than stated).
         signature_uses: How many requests a signature holds for; None for any number.
         redirects: How many hops of redirects come before the CDN.
@@ -441,7 +441,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.reply(416, {**headers, "Content-Range": f"bytes */{file.size}"}, b"")
             return
         if self.hub.ranges == "short":
-            stop = start + max(1, (stop - start) // 2)
+            stop = min(stop, start + 100_000)
         if self.hub.ranges == "crumbs":
             stop = start + 1
         shift = 1 if self.hub.ranges == "shifted" else 0
