@@ -15,6 +15,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "tools"))
 
 from client_tools import STAND_IN, StandIn
+from stand_in_hub import StandInHub
 from tiny_model import write_tiny_model
 
 from llamatelemetry.api.client import LlamaCppClient
@@ -107,6 +108,19 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         if name.upper().endswith("_PROXY") or name.startswith(("LLAMA_", "HF_")):
             monkeypatch.delenv(name)
     monkeypatch.delenv("LLAMATELEMETRY_SERVER", raising=False)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandInHub]:
+    """A Hub on loopback, set as the real client's endpoint; nobody is logged in."""
+    from huggingface_hub import constants
+
+    with StandInHub() as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        yield running
 
 
 @pytest.fixture(scope="session")

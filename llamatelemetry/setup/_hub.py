@@ -187,13 +187,14 @@ def _check_repo(repo: str) -> None:
 
 def _ask(repo: str, call: Callable[[], _Answer]) -> _Answer:
     """Ask the Hub, again where it is busy, and raise what its answer means."""
-    for delay in (*_RETRY_DELAYS, None):
+    delays = iter(_RETRY_DELAYS)
+    while True:
         try:
             return call()
         except Exception as error:  # noqa: BLE001 -- each version has its own
-            again = delay is not None and _status(error) in _BUSY
+            delay = next(delays, None) if _status(error) in _BUSY else None
             problem = _meaning(error, repo)
-        if not again or delay is None:
+        if delay is None:
             break
         time.sleep(delay)
     # Raised here, where the library's error is no longer the context.

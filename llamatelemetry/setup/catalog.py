@@ -120,7 +120,7 @@ def find_model(name: str) -> CatalogModel:
     model = known.get(name.lower())
     if model is not None:
         return model
-    near = nearest_names(name, known)
+    near = nearest_names(name, known, most=8)
     instead = "the nearest are" if near else "it has"
     raise ConfigurationError(
         f"the catalog has no model {name!r}; {instead}: {', '.join(near or known)}"

@@ -6,7 +6,7 @@ import socket
 import struct
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,17 +40,10 @@ MOST_REQUESTS = 8
 FIRST = 240 * KIB
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandInHub]:
-    """A running stand-in, set as the endpoint; retries wait for no long."""
-    from huggingface_hub import constants
-
+@pytest.fixture(autouse=True)
+def short_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries wait for no long."""
     monkeypatch.setattr(_remote, "_RETRY_DELAYS", (0.01, 0.01, 0.01))
-    with StandInHub() as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        yield running
 
 
 def address(hub: StandInHub, path: str = "m.gguf", repo: str = REPO) -> str:
@@ -219,7 +212,6 @@ def test_long_metadata_costs_half_a_mebibyte(hub: StandInHub) -> None:
     assert hub.sent() <= 512 * KIB
 
 
-@pytest.mark.slow
 def test_the_vocabularies_of_real_models_cost_little_more(
     hub: StandInHub, vocabulary_files: list[Path]
 ) -> None:

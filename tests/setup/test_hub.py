@@ -115,10 +115,6 @@ def bare_refusal(hub: StandInHub) -> None:
     hub.fail_next("hub", "status", status=401)
 
 
-def busy(hub: StandInHub) -> None:
-    hub.fail_next("hub", "status", 3, status=503)
-
-
 def limited(hub: StandInHub) -> None:
     told = {"Retry-After": "77", "RateLimit": '"resolvers";r=0;t=77'}
     hub.fail_next("hub", "status", 3, status=429, headers=told)
@@ -142,7 +138,6 @@ def nothing(hub: StandInHub) -> None:
         (nothing, "m-Q8_0.gguf@v9", ModelError, "no such revision"),
         (nothing, "M-q8_0.gguf", ModelError, "nearest: m-Q8_0.gguf"),
         (nothing, "zzz", ModelError, "nearest: m-Q4_K_M.gguf, m-Q8_0.gguf"),
-        (busy, "m-Q8_0.gguf", DownloadError, "answers 503. Try again later"),
         (limited, "m-Q8_0.gguf", DownloadError, "429. Try again in 77 s; a tok"),
         (teapot, "m-Q8_0.gguf", DownloadError, "answers 418"),
     ],
@@ -183,6 +178,19 @@ def test_a_list_that_is_refused_says_so_too(hub: StandInHub) -> None:
         list_files(REPO, "v9")
     with pytest.raises(ModelError, match="no such repository"):
         list_files("owner/other")
+
+
+def test_a_hub_that_stays_busy_is_given_up(
+    hub: StandInHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After three tries, each a request, the status is told."""
+    monkeypatch.setattr(_hub, "_RETRY_DELAYS", (0.01, 0.01))
+    hub.add(REPO, "m.gguf", b"GGUF")
+    hub.fail_next("hub", "status", 9, status=502)
+
+    with pytest.raises(DownloadError, match="answers 502. Try again later"):
+        list_files(REPO)
+    assert len(hub.requests) == 3
 
 
 def test_a_busy_hub_is_asked_again(
