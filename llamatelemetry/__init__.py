@@ -34,7 +34,12 @@ _HOMES = {
 }
 
 
+_ROOMS = ("api", "exceptions", "gguf", "server", "setup")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message, name=name, obj=sys.modules[__name__])

@@ -7,27 +7,32 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llamatelemetry._demo import DEMO_MODEL
 from llamatelemetry._units import GIB, MIB, format_file_size
 from llamatelemetry.exceptions import ConfigurationError, LLCudaError
-from llamatelemetry.gguf.memory import (
-    T4_FREE_BYTES,
-    GPUMemory,
-    MemoryPlan,
-    plan_memory,
-)
-from llamatelemetry.server.config import CACHE_TYPES, ServerConfig
+from llamatelemetry.gguf._cards import margin_bytes, parse_gpus
+from llamatelemetry.gguf.estimates import estimate_vram
+from llamatelemetry.gguf.memory import MemoryPlan, plan_memory
+from llamatelemetry.server._linux import available_memory
+from llamatelemetry.server.config import ServerConfig
 from llamatelemetry.setup._hub import list_files
-from llamatelemetry.setup._names import (
-    ModelFile,
-    model_files,
-    parse_reference,
-)
+from llamatelemetry.setup._names import ModelFile, model_files, parse_reference
 from llamatelemetry.setup.catalog import catalog, find_model
 
-_T4_GIB = 15
-_MOST_GIB = 1024
-_DOES_NOT_FIT = 1
+_DOES_NOT_FIT = 3
+_ALL_LAYERS = 999
+_MOST_NAMED = 3
+# Which option sets a field of the configuration, for messages.
+_OPTIONS = {
+    "context_size": "--ctx-size",
+    "n_gpu_layers": "--gpu-layers",
+    "tensor_split": "--tensor-split",
+    "parallel": "--parallel",
+    "n_ubatch": "--ubatch-size",
+    "n_batch": "--ubatch-size",
+    "cache_type_k": "--cache-type",
+    "cache_type_v": "--cache-type",
+    "flash_attn=True": "no --no-flash-attn",
+}
 
 
 def describe_plan(commands: Any) -> None:
@@ -41,7 +46,8 @@ def describe_plan(commands: Any) -> None:
         help="will a model fit, before it is downloaded",
         description="Print what a server with a model would need on each card and "
         "on this machine, whether it fits, and the largest context that does. Only "
-        "the model's header is read. The exit code is 0 if it fits, 1 if not.",
+        "the model's header is read. The exit code is 0 if it fits, 3 if it does not, "
+        "1 or 2 if that could not be found out.",
         epilog="Example: llamatelemetry plan qwen3-32b --gpus 2x15 --ctx 8192 "
         "--cache q8_0",
     )
@@ -55,149 +61,136 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL_OR_URL",
-        help="a GGUF file, its URL, 'owner/repo:file.gguf' or 'owner/repo:Q4_K_M' on "
-        "the Hugging Face Hub, a name of the catalog, or 'demo'; nothing but its "
-        "header is read",
+        help="a GGUF file, its URL, 'owner/repo:Q4_K_M' or 'owner/repo:file.gguf' on "
+        "the Hugging Face Hub, a name of the catalog such as qwen3-14b, or 'demo'; "
+        "nothing but its header is read",
     )
 
 
 def _add_configuration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--ctx", type=int, default=4096, metavar="TOKENS",
-        help="context over all slots; 0 is the model's own (default 4096)",
+        "-c", "--ctx-size", "--ctx", dest="context", type=_count, metavar="TOKENS",
+        default=4096,
+        help="context over all slots, as in 32768 or 32k; 0 is the model's own "
+        "(default 4096)",
     )  # fmt: skip
     parser.add_argument(
         "--gpus", default="2x15", metavar="SIZES",
-        help="GiB of each card, as in 2x15 or 15,24, or 'none' (default 2x15: the two "
-        "T4s of Kaggle)",
+        help="GiB of each card, as in 2x15, 15,24 or 2xt4, or 'none' for this "
+        "machine's memory; 15 is a T4, of which 14.7 are free (default 2x15: Kaggle)",
     )  # fmt: skip
     parser.add_argument(
-        "--cache", default="f16", metavar="TYPE",
+        "--cache-type", "--cache", dest="cache", default="f16", metavar="TYPE",
         help="type of the KV cache, as in q8_0, or of keys and values, as in q8_0,f16",
     )  # fmt: skip
     parser.add_argument(
-        "--slots", type=int, default=1, metavar="N", help="requests served at once"
-    )
+        "-np", "--parallel", "--slots", dest="slots", type=int, default=1, metavar="N",
+        help="requests served at once",
+    )  # fmt: skip
     parser.add_argument(
-        "--gpu-layers", type=int, default=999, metavar="N",
+        "-ngl", "--gpu-layers", type=_layers, default=_ALL_LAYERS, metavar="N",
         help="layers on the cards; all of them unless said",
     )  # fmt: skip
     parser.add_argument(
-        "--split", metavar="SHARES", help="the share of each card, as in 3,1"
-    )
-    parser.add_argument(
-        "--ubatch", type=int, default=512, metavar="TOKENS",
-        help="tokens computed at once (default 512)",
+        "-ts", "--tensor-split", "--split", dest="split", metavar="SHARES",
+        help="the share of each card, as in 3,1",
     )  # fmt: skip
+    parser.add_argument(
+        "-ub", "--ubatch-size", "--ubatch", dest="ubatch", type=_count, default=512,
+        metavar="TOKENS", help="tokens computed at once (default 512)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mmproj", metavar="FILE", help="the multimodal projector, if there is one"
+    )
     parser.add_argument(
         "--no-flash-attn", action="store_true", help="without flash attention"
     )
 
 
+def _count(text: str) -> int:
+    """Read a number of tokens, as in 32768 or 32k."""
+    cleaned = text.lower().replace("_", "")
+    if cleaned.endswith("k"):
+        return int(cleaned[:-1]) * 1024
+    return int(cleaned)
+
+
+def _layers(text: str) -> int:
+    return _ALL_LAYERS if text in ("all", "-1") else int(text)
+
+
 def run_plan(options: argparse.Namespace) -> int:
-    """Print the plan; return 0 if it fits and 1 if it does not."""
+    """Print the plan; return 0 if it fits and 3 if it does not."""
     gpus = parse_gpus(options.gpus)
+    try:
+        config = _configuration(options, with_cards=bool(gpus))
+    except ConfigurationError as error:
+        message = str(error)
+        for field, option in _OPTIONS.items():
+            message = message.replace(field, option)
+        raise ConfigurationError(message) from None
+    model = _named(options.model)
+    host_free = None if gpus else available_memory()
+    plan = plan_memory(model, config, gpus, host_free=host_free)
+    if options.json:
+        print(json.dumps(plan.to_dict(), indent=2))
+    else:
+        print(plan.table())
+        if not plan.fits:
+            print("\n" + "\n".join(_instead(model, plan)))
+    return 0 if plan.fits else _DOES_NOT_FIT
+
+
+def _configuration(options: argparse.Namespace, *, with_cards: bool) -> ServerConfig:
     keys, _, values = options.cache.lower().partition(",")
-    for kind in (keys, values or keys):
-        if kind not in CACHE_TYPES:
-            raise ConfigurationError(
-                f"--cache cannot be {kind!r}; it must be one of "
-                + ", ".join(CACHE_TYPES)
-            )
-    config = ServerConfig(
+    return ServerConfig(
         None,
-        n_gpu_layers=options.gpu_layers if gpus else 0,
+        n_gpu_layers=options.gpu_layers if with_cards else 0,
         tensor_split=options.split,
-        context_size=options.ctx,
+        context_size=options.context,
         flash_attn=not options.no_flash_attn,
         n_batch=max(2048, options.ubatch),
         n_ubatch=options.ubatch,
         parallel=options.slots,
         cache_type_k=keys,
         cache_type_v=values or keys,
+        mmproj_path=options.mmproj,
     )
-    model = _named(options.model)
-    plan = plan_memory(model, config, gpus)
-    if options.json:
-        print(json.dumps(_as_json(plan), indent=2))
-        return 0 if plan.fits else _DOES_NOT_FIT
-    print(plan.table())
-    if not plan.fits:
-        print(f"\n{_nearest(model, plan)}")
-    return 0 if plan.fits else _DOES_NOT_FIT
-
-
-def parse_gpus(text: str) -> list[GPUMemory]:
-    """Return the cards that a text like ``2x15`` or ``15,24`` speaks of, in GiB.
-
-    Fifteen GiB are those of a T4, of which 15,096 MiB are free.
-
-    Raises:
-        ConfigurationError: It speaks of none.
-    """
-    if text.lower() in ("none", "0"):
-        return []
-    sizes: list[float] = []
-    try:
-        for part in text.lower().split(","):
-            count, _, size = part.rpartition("x")
-            sizes += [float(size)] * (int(count) if count else 1)
-    except ValueError:
-        sizes = []
-    if not sizes or any(not 0 < size <= _MOST_GIB for size in sizes):
-        raise ConfigurationError(
-            f"--gpus {text!r} is not understood; write 2x15 for two cards with 15 GiB "
-            "each, 15,24 for two different ones, none for no card"
-        )
-    return [
-        GPUMemory(index, T4_FREE_BYTES if size == _T4_GIB else round(size * GIB))
-        for index, size in enumerate(sizes)
-    ]
 
 
 def _named(name: str) -> str:
-    """Return what a name stands for: a path, a URL or a reference to the Hub."""
-    if name == "demo":
-        return str(DEMO_MODEL)
-    if Path(name).exists() or "/" in name or name.endswith(".gguf"):
+    """Return what a name of the catalog stands for; any other text as it is."""
+    if name == "demo" or "/" in name or name.endswith(".gguf") or Path(name).is_file():
         return name
     return find_model(name).reference
-
-
-def _as_json(plan: MemoryPlan) -> dict[str, object]:
-    return {
-        "model": plan.model,
-        "architecture": plan.architecture,
-        "context": plan.context,
-        "fits": plan.fits,
-        "max_context": plan.max_context(),
-        "devices": plan.rows(),
-        "notes": list(plan.notes),
-    }
 
 
 # ── what would fit instead ───────────────────────────────────────────────────────
 
 
-def _nearest(model: str, plan: MemoryPlan) -> str:
-    """Return a sentence on the largest quantization of the same repo that fits."""
+def _instead(model: str, plan: MemoryPlan) -> list[str]:
+    """Return a line for each thing that would make it fit."""
+    lines = []
+    if plan.config.flash_attn and plan.config.cache_type_k == "f16":
+        smaller = plan.with_config(cache_type_k="q8_0", cache_type_v="q8_0")
+        if smaller.fits:
+            lines.append("With --cache-type q8_0 it fits.")
     reference = parse_reference(model)
     if reference is None:
-        return (
-            "Quantizations of a file on the Hub are compared when it is named as "
-            f"owner/repo:file.gguf; recommended models: {_recommended()}."
-        )
+        named = ", ".join(recommended(plan)) or "none for so much context"
+        lines.append(f"Models of the catalog that fit: {named}.")
+        return lines
     try:
         files = list_files(reference.repo, reference.revision)
     except LLCudaError as error:
-        return f"Other quantizations could not be listed: {error}"
+        return [*lines, f"Other quantizations could not be listed: {error}"]
     found = largest_that_fits(plan, model_files(files))
     if found is None:
-        return f"No quantization in {reference.repo} fits."
-    return (
-        f"Nearest that fits in {reference.repo}: {found.label or found.paths[0]}, "
-        f"{format_file_size(found.size)} (estimated from its size)."
-    )
+        return [*lines, f"No quantization in {reference.repo} fits."]
+    name = found.label or found.paths[0]
+    size = format_file_size(found.size)
+    where = f"Nearest that fits in {reference.repo}"
+    return [*lines, f"{where}: {name}, {size} (estimated from its size)."]
 
 
 def largest_that_fits(
@@ -210,5 +203,25 @@ def largest_that_fits(
     return None
 
 
-def _recommended() -> str:
-    return ", ".join(entry.id for entry in catalog()[:6])
+def recommended(plan: MemoryPlan) -> list[str]:
+    """Return the largest chat models of the catalog that fit where a plan does not.
+
+    Estimated from their sizes, for the plan's context and the sum of its cards.
+    """
+    free = sum(place.free or 0 for place in plan.devices or (plan.host,))
+    names = []
+    for entry in sorted(catalog(), key=lambda each: each.total_bytes, reverse=True):
+        try:
+            need = estimate_vram(
+                entry.parameters,
+                entry.quantization or "Q4_K_M",
+                plan.context,
+                architecture=entry.architecture,
+                gpus=max(len(plan.devices), 1),
+            )
+        except ConfigurationError:  # a recipe or a family that has no estimate
+            continue
+        needed = int(need * GIB)
+        if "chat" in entry.tasks and needed + margin_bytes(needed) <= free:
+            names.append(entry.id)
+    return names[:_MOST_NAMED]

@@ -9,10 +9,10 @@ import pytest
 from shapes import read_shapes, write_shape
 from stand_in_hub import HubFile, Repository, StandInHub
 
-from llamatelemetry._plan_command import parse_gpus
 from llamatelemetry.cli import main
 from llamatelemetry.exceptions import ConfigurationError
-from llamatelemetry.gguf.memory import T4_FREE_BYTES
+from llamatelemetry.gguf.memory import T4_FREE_BYTES, parse_gpus, plan_memory
+from llamatelemetry.setup.catalog import find_model
 
 REPO = "somebody/Qwen3-14B-GGUF"
 
@@ -46,14 +46,55 @@ def test_it_fits_two_t4s(model: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_it_does_not_fit(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Too small a card gives exit code 1, what is lacking, and what would fit."""
+    """Too small a card gives exit code 3, what is lacking, and what would fit."""
     code = main(["plan", str(model), "--gpus", "1x12", "--ctx", "40960"])
     said = capsys.readouterr().out
 
-    assert code == 1
+    assert code == 3
     assert "It does not fit: CUDA0 needs" in said
     assert "tokens of context would fit" in said
-    assert "owner/repo:file.gguf" in said
+    assert "Models of the catalog that fit: " in said
+
+
+def test_a_smaller_cache_is_offered(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where a q8_0 cache makes it fit, that is said."""
+    assert main(["plan", str(model), "--gpus", "1xt4", "-c", "40k"]) == 3
+    assert "With --cache-type q8_0 it fits." in capsys.readouterr().out
+
+
+def test_a_name_of_the_catalog_is_enough(
+    hub: StandInHub, header: tuple[bytes, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The catalog knows the repository and the file of a name, here and in Python."""
+    entry = find_model("qwen3-14b")
+    files = {entry.files[0].path: HubFile(*header)}
+    hub.repositories[entry.repo] = Repository("a" * 40, files)
+
+    assert main(["plan", "qwen3-14b"]) == 0
+    assert "It fits" in capsys.readouterr().out
+    assert plan_memory("qwen3-14b").architecture == "qwen3"
+
+
+def test_a_repository_is_enough(
+    hub: StandInHub, header: tuple[bytes, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a file, the usual quantization of a repository is planned."""
+    hub.repositories[REPO] = repository(header)
+
+    assert main(["plan", REPO]) == 0
+    assert "It fits" in capsys.readouterr().out
+
+
+def test_what_cannot_be_found_out_is_no_verdict(
+    hub: StandInHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server that fails is exit code 1, never that of a model that does not fit."""
+    hub.fail_next("hub", "status", times=20, status=500)
+
+    assert main(["plan", f"{REPO}:Q4_K_M"]) == 1
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_json_is_for_programs(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,6 +105,8 @@ def test_json_is_for_programs(model: Path, capsys: pytest.CaptureFixture[str]) -
     assert plan["fits"] is True
     assert plan["max_context"] == 2 * 40960
     assert [place["device"] for place in plan["devices"]] == ["CUDA0", "CUDA1", "host"]
+    assert plan["verdict"].startswith("It fits")
+    assert plan["devices"][0]["margin"] > 0
 
 
 def test_a_cpu_is_planned_too(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,7 +142,7 @@ def test_the_nearest_quantization_is_named(
     """Where the file does not fit, the largest of the same repo that does is named."""
     hub.repositories[REPO] = repository(header)
 
-    assert main(["plan", f"{REPO}:Q4_K_M", "--gpus", "1x8"]) == 1
+    assert main(["plan", f"{REPO}:Q4_K_M", "--gpus", "1x8"]) == 3
 
     assert "Nearest that fits in somebody/Qwen3-14B-GGUF: Q2_K, 5.8 GB" in (
         capsys.readouterr().out
@@ -112,7 +155,7 @@ def test_nothing_in_the_repo_may_fit(
     """A card that is too small for all of them is told so."""
     hub.repositories[REPO] = repository(header)
 
-    assert main(["plan", f"{REPO}:Q4_K_M", "--gpus", "1x4"]) == 1
+    assert main(["plan", f"{REPO}:Q4_K_M", "--gpus", "1x4"]) == 3
     assert f"No quantization in {REPO} fits" in capsys.readouterr().out
 
 
@@ -132,8 +175,8 @@ def repository(header: tuple[bytes, int]) -> Repository:
         (["qwen3-fourteen"], "qwen3-14b"),
         (["demo", "--gpus", "many"], "2x15"),
         (["demo", "--cache", "q9"], "q8_0"),
-        (["demo", "--slots", "0"], "parallel"),
-        (["demo", "--split", "a,b"], "tensor_split"),
+        (["demo", "--slots", "0"], "--parallel"),
+        (["demo", "--split", "a,b"], "--tensor-split"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -155,6 +198,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
         ("15,24", [T4_FREE_BYTES, 24 * 2**30]),
         ("2x8,80", [8 * 2**30, 8 * 2**30, 80 * 2**30]),
         ("14.5", [int(14.5 * 2**30)]),
+        ("2xT4", [T4_FREE_BYTES, T4_FREE_BYTES]),
+        ("24 GB", [24 * 2**30]),
         ("none", []),
     ],
 )

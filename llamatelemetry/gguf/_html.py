@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["COLOURS", "FREE", "Segment", "bar", "panel", "table"]
+__all__ = ["COLOURS", "FREE", "Segment", "bar", "panel", "table", "verdict"]
 
 COLOURS = (
     "#4878d0",
@@ -128,6 +128,19 @@ def panel(title: str, subtitle: str, *parts: str) -> str:
         'margin:.4em 0;line-height:1.45;overflow-x:auto">'
         f'<div style="font-size:115%;font-weight:600">{_text(title)}</div>'
         f'<div style="{_QUIET}">{_text(subtitle)}</div>{"".join(parts)}</div>'
+    )
+
+
+def verdict(text: str, *, good: bool | None) -> str:
+    """Return a sentence that stands out: green, red, or neither.
+
+    Args:
+        text: The sentence.
+        good: Whether it is good news; None for neither.
+    """
+    colour = {True: "#2e8b57", False: "#c0392b", None: "inherit"}[good]
+    return (
+        f'<div style="font-weight:600;color:{colour};margin:.4em 0">{_text(text)}</div>'
     )
 
 

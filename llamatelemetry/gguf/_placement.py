@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 from llamatelemetry._units import MIB
-from llamatelemetry.exceptions import ConfigurationError
 from llamatelemetry.gguf import _sizes
 from llamatelemetry.gguf._allocator import (
     CPU_ALIGNMENT,
@@ -17,6 +16,7 @@ from llamatelemetry.gguf._allocator import (
     reserved_bytes,
 )
 from llamatelemetry.gguf._build import Batch
+from llamatelemetry.gguf._cards import GPU, chosen_gpus, margin_bytes
 from llamatelemetry.gguf._model import build_graph
 from llamatelemetry.gguf._settings import Settings, has_flag
 from llamatelemetry.gguf._shape import Layer, ModelShape
@@ -39,18 +39,6 @@ _LOOKED_UP = frozenset({"token_embd", "token_types", "position_embd",
                         "per_layer_token_embd"})  # fmt: skip
 
 
-class GPU(Protocol):
-    """A card, as far as a plan needs to know it."""
-
-    @property
-    def index(self) -> int:
-        """Its place in CUDA's order."""
-
-    @property
-    def free_bytes(self) -> int | None:
-        """Bytes that are free; None for no limit."""
-
-
 @dataclass(frozen=True, slots=True)
 class Place:
     """What one device holds, in bytes.
@@ -63,7 +51,7 @@ class Place:
         kv_cache: Keys and values, and the states of recurrent layers.
         compute: What is in between while tokens are computed.
         output: Logits and embeddings handed out; on the host.
-        context: What CUDA itself takes.
+        cuda: What CUDA itself takes.
         projector: The multimodal projector.
         adapters: LoRA adapters.
         repacked: A second form of the weights that CPUs multiply faster by.
@@ -77,7 +65,7 @@ class Place:
     kv_cache: int = 0
     compute: int = 0
     output: int = 0
-    context: int = 0
+    cuda: int = 0
     projector: int = 0
     adapters: int = 0
     repacked: int = 0
@@ -100,9 +88,14 @@ class Place:
         return sum(self.parts.values())
 
     @property
+    def margin(self) -> int:
+        """Bytes that are to stay free besides; none on the host."""
+        return margin_bytes(self.needed) if self.is_gpu else 0
+
+    @property
     def left(self) -> int | None:
-        """Bytes that stay free; negative if it does not fit."""
-        return None if self.free is None else self.free - self.needed
+        """Bytes that stay free, margin and all; negative if it does not fit."""
+        return None if self.free is None else self.free - self.needed - self.margin
 
 
 @dataclass(frozen=True)
@@ -113,7 +106,7 @@ class Request:
         header: The model's header.
         shape: Its shape.
         config: The configuration.
-        gpus: The cards to use, in CUDA's order.
+        gpus: The cards there are, in CUDA's order; None for as many as are asked for.
         build: llama.cpp's build number; None for today's.
         cuda_context: Bytes CUDA takes on a card.
         host_free: Bytes of host memory to stay within; None for no limit.
@@ -122,48 +115,25 @@ class Request:
     header: GGUFHeader = field(repr=False)
     shape: ModelShape = field(repr=False)
     config: ServerConfig
-    gpus: tuple[GPU, ...]
+    gpus: tuple[GPU, ...] | None
     build: int | None
     cuda_context: int
     host_free: int | None = None
 
-    @property
+    @cached_property
+    def cards(self) -> tuple[GPU, ...]:
+        """The cards the configuration uses."""
+        return chosen_gpus(self.config, self.gpus)
+
+    @cached_property
     def settings(self) -> Settings:
         """What the configuration comes to."""
         return Settings.of(self.shape, self.config, build=self.build)
 
 
-def chosen_gpus(config: ServerConfig, gpus: Sequence[GPU]) -> tuple[GPU, ...]:
-    """Return the cards that a configuration uses, in order.
-
-    Raises:
-        ConfigurationError: It names a card that is not there.
-    """
-    ordered = tuple(sorted(gpus, key=lambda gpu: gpu.index))
-    if config.device == "none" or config.n_gpu_layers == 0:
-        return ()
-    if config.device is not None:
-        by_name = {f"CUDA{gpu.index}": gpu for gpu in ordered}
-        names = config.device.split(",")
-        missing = [name for name in names if name not in by_name]
-        if missing:
-            raise ConfigurationError(
-                f"device names {', '.join(missing)}; the plan was given "
-                f"{', '.join(by_name) or 'no cards'}"
-            )
-        ordered = tuple(by_name[name] for name in names)
-    if config.split_mode == "none" and ordered:
-        if config.main_gpu >= len(ordered):
-            raise ConfigurationError(
-                f"main_gpu={config.main_gpu}, but there are {len(ordered)} cards"
-            )
-        return (ordered[config.main_gpu],)
-    return ordered
-
-
 def places(request: Request) -> tuple[Place, ...]:
     """Return what each card holds, and last the host."""
-    config, shape, gpus = request.config, request.shape, request.gpus
+    config, shape, gpus = request.config, request.shape, request.cards
     homes = _sizes.split_layers(
         shape.number("block_count"), config.n_gpu_layers, _shares(config, gpus)
     )
@@ -191,7 +161,7 @@ def _layers_at(
 
 def _card(request: Request, homes: Sequence[int | None], number: int) -> Place:
     shape, config, settings = request.shape, request.config, request.settings
-    gpu = request.gpus[number]
+    gpu = request.cards[number]
     layers = _layers_at(shape, homes, number)
     weights = sum(
         _padded(tensor)
@@ -212,7 +182,7 @@ def _card(request: Request, homes: Sequence[int | None], number: int) -> Place:
         weights=weights,
         kv_cache=cached,
         compute=_card_compute(request, settings, homes, number),
-        context=request.cuda_context,
+        cuda=request.cuda_context,
         projector=_file_bytes(config.mmproj_path) if first else 0,
         adapters=_share_of_adapters(request, len(layers)),
     )
@@ -229,7 +199,7 @@ def _host(request: Request, homes: Sequence[int | None]) -> Place:
     cached = _kept(request, layers)
     if has_flag(config.extra_args, "--no-kv-offload", "-nkvo"):
         cached = _kept(request, shape.layers)
-    alone = not request.gpus
+    alone = not request.cards
     return Place(
         name="host",
         free=request.host_free,
@@ -396,7 +366,7 @@ def _card_compute(
     shape, config = request.shape, request.config
     layers = _layers_at(shape, homes, number)
     everything = None not in homes
-    several = len(request.gpus) > 1 and config.split_mode == "layer"
+    several = len(request.cards) > 1 and config.split_mode == "layer"
     copies = _PIPELINE_COPIES if everything and several else 1
     size = max(
         _graph_bytes(
@@ -426,7 +396,7 @@ def _host_compute(
         )
         for batch in settings.batches(shape)
     )
-    if not request.gpus:
+    if not request.cards:
         return size
     # The host fills the inputs that the cards get a copy of.
     prompt, _ = settings.batches(shape)

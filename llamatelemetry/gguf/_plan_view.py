@@ -18,7 +18,7 @@ PARTS = {
     "kv_cache": ("KV cache", "#e69f00"),
     "compute": ("compute", "#009e73"),
     "output": ("output", "#56b4e9"),
-    "context": ("CUDA", "#999999"),
+    "cuda": ("CUDA", "#999999"),
     "projector": ("projector", "#cc79a7"),
     "adapters": ("adapters", "#d55e00"),
     "repacked": ("repacked", "#7fb8d8"),
@@ -33,25 +33,43 @@ def rows(plan: MemoryPlan) -> list[dict[str, Any]]:
             "device": place.name,
             **{name: getattr(place, name) for name in PARTS},
             "needed": place.needed,
+            "margin": place.margin,
             "free": place.free,
             "left": place.left,
             "basis": _basis(place),
         }
-        for place in (*plan.devices, plan.host)
+        for place in plan.places
     ]
+
+
+def as_dict(plan: MemoryPlan) -> dict[str, Any]:
+    """Return a plan as plain values."""
+    return {
+        "model": plan.model,
+        "architecture": plan.architecture,
+        "known": plan.known,
+        "context": plan.context,
+        "config": plan.config.to_dict(),
+        "fits": plan.fits,
+        "limited": plan.limited,
+        "max_context": plan.max_context(),
+        "verdict": plan.verdict,
+        "devices": rows(plan),
+        "notes": list(plan.notes),
+    }
 
 
 def text(plan: MemoryPlan) -> str:
     """Return the plan as a table for a terminal, with its verdict and its notes."""
     names = _shown(plan)
-    head = ["device", *(PARTS[name][0] for name in names), "needed", "free", "basis"]
+    head = ["device", *(PARTS[name][0] for name in names)]
+    head += ["needed", "margin", "free", "basis"]
     lines = [head]
-    for place in (*plan.devices, plan.host):
+    for place in plan.places:
         cells = [format_memory(getattr(place, name)) for name in names]
+        cells += [format_memory(place.needed), format_memory(place.margin)]
         free = "-" if place.free is None else format_memory(place.free)
-        lines.append(
-            [place.name, *cells, format_memory(place.needed), free, _basis(place)]
-        )
+        lines.append([place.name, *cells, free, _basis(place)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     table = "\n".join(
         "  ".join(
@@ -72,60 +90,73 @@ def title(plan: MemoryPlan) -> str:
     if config.cache_type_v != cache:
         cache = f"{cache}/{config.cache_type_v}"
     flash = "flash attention" if config.flash_attn else "no flash attention"
+    kept = f"{cache} cache, " if any(place.kv_cache for place in plan.places) else ""
     return (
         f"{plan.model} ({plan.architecture}): {plan.context:,} tokens of context, "
-        f"{slots}, {cache} cache, {flash}"
+        f"{slots}, {kept}{flash}"
     )
 
 
 def verdict(plan: MemoryPlan) -> str:
     """Return whether it fits, in a sentence."""
-    limited = any(place.free is not None for place in (*plan.devices, plan.host))
-    if not limited:
+    if not plan.limited:
         return f"It needs {format_memory(plan.needed)}; no limit was given."
     largest = plan.max_context()
+    if plan.fits and plan.context > largest:
+        return f"It fits, but the model was made for {largest:,} tokens of context."
     if plan.fits:
         return f"It fits; up to {largest:,} tokens of context would."
     tight = plan.tightest
-    lacking = f"It does not fit: {tight.name} needs {format_memory(tight.needed)}"
-    if tight.is_gpu:
-        lacking += " and a margin"
-    lacking += f", {format_memory(tight.free or 0)} are free."
+    margin = f" and a margin of {format_memory(tight.margin)}" if tight.is_gpu else ""
+    lacking = (
+        f"It does not fit: {tight.name} needs {format_memory(tight.needed)}{margin}, "
+        f"{format_memory(tight.free or 0)} are free."
+    )
     if largest:
         return f"{lacking} Up to {largest:,} tokens of context would fit."
     return f"{lacking} No context would make it fit."
 
 
 def html(plan: MemoryPlan) -> str:
-    """Return the plan as HTML: a bar for each device, a verdict, the notes."""
-    bars = [_bar(place) for place in (*plan.devices, plan.host)]
-    rows = [[note] for note in plan.notes]
-    return _html.panel(title(plan), plan.verdict, *bars, _html.table(rows))
+    """Return the plan as HTML: a verdict, a bar for each device, the notes."""
+    scale = max(max(place.needed, place.free or 0, 1) for place in plan.places)
+    good = None if not plan.limited else plan.fits
+    bars = [_bar(place, scale) for place in plan.places]
+    lines = [[note] for note in plan.notes]
+    verdict = _html.verdict(plan.verdict, good=good)
+    return _html.panel(plan.model, title(plan), verdict, *bars, _html.table(lines))
 
 
-def _bar(place: Place) -> str:
-    """Draw what a device holds, over what it has."""
-    whole = max(place.needed, place.free or 0, 1)
+def _bar(place: Place, scale: int) -> str:
+    """Draw what a device holds and has left; all devices on one scale."""
     segments = [
-        _html.Segment(label, size / whole, colour, format_memory(size))
+        _html.Segment(label, size / scale, colour, format_memory(size))
         for name, (label, colour) in PARTS.items()
         if (size := getattr(place, name))
     ]
     heading = f"{place.name}: {format_memory(place.needed)}"
-    if place.free is not None:
+    if place.free is not None and place.left is not None:
         heading += f" of {format_memory(place.free)} that are free"
-        if place.left and place.left > 0:
-            left = format_memory(place.left)
-            segments.append(_html.Segment("free", place.left / whole, _html.FREE, left))
+        if place.left < 0:
+            heading += f", {format_memory(-place.left)} short with its margin"
+        else:
+            rest = place.free - place.needed
+            margin = place.margin / scale
+            segments += [
+                _html.Segment(
+                    "margin", margin, "#c0c0c0", format_memory(place.margin)
+                ),
+                _html.Segment(
+                    "free", rest / scale - margin, _html.FREE, format_memory(place.left)
+                ),
+            ]  # fmt: skip
     return _html.bar(segments, title=f"{heading} ({_basis(place)})")
 
 
 def _shown(plan: MemoryPlan) -> list[str]:
     """Return the parts that some device has."""
     return [
-        name
-        for name in PARTS
-        if any(getattr(place, name) for place in (*plan.devices, plan.host))
+        name for name in PARTS if any(getattr(place, name) for place in plan.places)
     ]
 
 

@@ -66,6 +66,22 @@ class Traits:
     gating: str = "soft_max"
 
 
+# What files hold that are given beside a model, by their general.type.
+_NO_MODEL = {
+    "adapter": "is a LoRA adapter, not a model: give it as lora_path",
+    "mmproj": "is a multimodal projector, not a model: give it as mmproj_path",
+    "clip-vision": "is a multimodal projector, not a model: give it as mmproj_path",
+    "vocab": "is a vocabulary, not a model",
+    "imatrix": "is an importance matrix, not a model",
+}
+
+
+_NEITHER = (
+    "has no layers or no token embeddings: it holds a vocabulary, an adapter or a "
+    "projector, not a model"
+)
+
+
 @cache
 def _table() -> dict[str, Traits]:
     text = files(__package__).joinpath("architectures.json").read_text("utf-8")
@@ -139,10 +155,9 @@ class ModelShape:
             {tensor.name: tensor.shape for tensor in header.tensors},
         )
         if not shape.layer_count or "token_embd.weight" not in shape.tensors:
+            kind = str(header.metadata.get("general.type"))
             raise GGUFError(
-                f"{header.source} has no layers or no token embeddings: a vocabulary, "
-                "an adapter or a projector, not a model that a server loads",
-                path=header.source,
+                f"{header.source} {_NO_MODEL.get(kind, _NEITHER)}", path=header.source
             )
         return shape
 

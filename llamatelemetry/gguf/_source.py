@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO, Protocol, runtime_checkable
 
+from llamatelemetry._demo import DEMO_MODEL
 from llamatelemetry._units import KIB, MIB
 from llamatelemetry.exceptions import ModelError
 
@@ -78,9 +79,11 @@ class LocalSource:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = Path(path)
-        self.name = str(self._path)
         self._descriptor = -1
+        if not os.fspath(path):
+            raise ModelError("an empty path names no file; give that of a GGUF file.")
+        self._path = Path(path).expanduser()
+        self.name = str(self._path)
         try:
             # Opening a pipe waits for somebody to write, so it is looked at first.
             mode = self._path.stat().st_mode
@@ -89,7 +92,8 @@ class LocalSource:
         except FileNotFoundError:
             raise ModelError(
                 f"{self.name}: no such file. Give the path of a GGUF file, a URL, or "
-                "a file on the Hub as 'owner/repository:file.gguf'."
+                "a file on the Hub as 'owner/repository:file.gguf' or "
+                "'owner/repository:Q4_K_M'."
             ) from None
         except (OSError, ValueError) as error:
             raise ModelError(f"{self.name}: cannot be opened: {error}") from error
@@ -130,7 +134,8 @@ class LocalSource:
 def _refuse_sibling(source: Source, name: str) -> ModelError:
     return ModelError(
         f"{source.name}: is one shard of several, and {name} cannot be found from it. "
-        "Give the path or URL of a shard, or read it alone with shards=False."
+        "Give the path or URL of a shard; read_header(..., shards=False) reads it "
+        "alone."
     )
 
 
@@ -197,10 +202,17 @@ class FileSource:
 
 
 def _open_named(text: str) -> Source:
+    """Open what is no file here: an address, a file on the Hub, a known name."""
     # Only here, so that reading a local file never loads an HTTP client.
     from llamatelemetry.setup._names import parse_reference  # noqa: PLC0415
+    from llamatelemetry.setup.catalog import catalog  # noqa: PLC0415
 
     web = text.startswith(("http://", "https://"))
+    if text == "demo":
+        return LocalSource(DEMO_MODEL)
+    for entry in catalog():
+        if entry.id == text:
+            text = entry.reference
     if not web and parse_reference(text) is None:
         return LocalSource(text)
     from llamatelemetry.gguf._remote import open_reference, open_url  # noqa: PLC0415
@@ -213,17 +225,18 @@ def open_source(source: GGUFSource) -> Source:
 
     Args:
         source: A path, bytes, an open binary file, an http(s) URL, or a file on the
-            Hub as ``owner/repository:file.gguf`` or
-            ``owner/repository@revision:file.gguf``. An existing path wins over a Hub
-            reference.
+            Hub as ``owner/repository:file.gguf``, ``owner/repository:Q4_K_M`` or
+            ``owner/repository``, each with ``@revision`` where one is meant; a name of
+            the catalog; or "demo". An existing path wins over all of them.
 
     Raises:
         ModelError: There is nothing to read, or it cannot be read.
     """
     if isinstance(source, str):
-        if ":" in source and not os.path.lexists(source):
-            return _open_named(source)
-        return LocalSource(source)
+        here = os.path.lexists(os.path.expanduser(source))  # noqa: PTH111 - text
+        if here or source.startswith(("/", "./", "../", "~")) or not source:
+            return LocalSource(source)
+        return _open_named(source)
     if isinstance(source, os.PathLike):
         return LocalSource(source)
     if isinstance(source, (bytes, bytearray, memoryview)):

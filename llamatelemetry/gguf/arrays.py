@@ -116,13 +116,13 @@ class NumberArray(GGUFArray):
 class StringArray(GGUFArray):
     """Strings, each behind its length in bytes."""
 
-    __slots__ = ("_buffer", "_end", "_length", "_start", "_starts")
+    __slots__ = ("_buffer", "_end", "_order", "_start", "_starts")
 
     def __init__(
         self, order: ByteOrder, buffer: bytearray, start: int, end: int, count: int
     ) -> None:
         super().__init__("string", count)
-        self._length = in_order(order, "Q")
+        self._order = order  # no Struct, which could be neither copied nor pickled
         self._buffer = buffer
         self._start = start
         self._end = end
@@ -133,16 +133,18 @@ class StringArray(GGUFArray):
         end = self._end if stop == self._count else self._find(stop)
         # Slices of bytes are decoded faster than slices of a bytearray.
         data = bytes(memoryview(self._buffer)[position:end])
+        length = in_order(self._order, "Q")
         try:
-            return _decode_strings(data, stop - start, self._length)
+            return _decode_strings(data, stop - start, length)
         except UnicodeDecodeError:
-            return _decode_broken_strings(data, stop - start, self._length)
+            return _decode_broken_strings(data, stop - start, length)
 
     def _find(self, index: int) -> int:
         """Return where a string's length stands; counts through once."""
         if self._starts is None:
+            length = in_order(self._order, "Q")
             self._starts = _string_starts(
-                self._buffer, self._start, self._count, self._length
+                self._buffer, self._start, self._count, length
             )
         return self._start + self._starts[index]
 

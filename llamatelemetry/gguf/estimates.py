@@ -146,6 +146,11 @@ def estimate_vram(
     _check_architecture(architecture)
     _check_whole("gpus", gpus, "cards")
     cache_bits = tuple(_bits_of_cache(name) for name in (cache_type_k, cache_type_v))
+    if cache_bits[1] < GGML_TYPES["F16"].bits_per_weight and not flash_attn:
+        raise ConfigurationError(
+            f"cache_type_v={cache_type_v!r} needs flash attention; llama.cpp refuses "
+            "it without"
+        )
     typical = _typical(parameter_count, architecture)
     total = (
         _weight_bytes(parameter_count, recipe, typical)

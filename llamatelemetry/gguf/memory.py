@@ -16,22 +16,25 @@ from functools import cached_property
 from pathlib import PurePath
 from typing import Any, BinaryIO
 
-from llamatelemetry._units import MIB, format_memory
+from llamatelemetry._units import format_memory
+from llamatelemetry.exceptions import ConfigurationError
 from llamatelemetry.gguf import _plan_view
-from llamatelemetry.gguf._placement import (
+from llamatelemetry.gguf._cards import (
     GPU,
-    Place,
-    Request,
-    chosen_gpus,
-    places,
+    T4_FREE_BYTES,
+    GPUMemory,
+    checked_gpus,
+    parse_gpus,
 )
-from llamatelemetry.gguf._settings import FEW_OUTPUTS_BUILD, has_flag
+from llamatelemetry.gguf._placement import Place, Request, places
+from llamatelemetry.gguf._plan_notes import notes
 from llamatelemetry.gguf._shape import ModelShape, known_architectures
 from llamatelemetry.gguf.estimates import (
     CUDA_CONTEXT_BYTES,
     GPU_MARGIN_BYTES,
     GPU_MARGIN_SHARE,
 )
+from llamatelemetry.gguf.parser import GGUFParser
 from llamatelemetry.gguf.reader import GGUFHeader, read_header
 from llamatelemetry.server.config import ServerConfig
 
@@ -44,33 +47,9 @@ __all__ = [
     "MemoryPlan",
     "Place",
     "known_architectures",
+    "parse_gpus",
     "plan_memory",
 ]
-
-T4_FREE_BYTES = 15_096 * MIB
-"""Free on an idle Tesla T4 of Kaggle, of 15,360 MiB in all, as nvidia-smi says."""
-
-# Arguments that move weights in ways a plan does not follow.
-_UNFOLLOWED = ("--override-tensor", "-ot", "--model-draft", "-md", "--spec-type",
-               "--control-vector", "--override-kv")  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class GPUMemory:
-    """A card as a plan sees it.
-
-    Attributes:
-        index: Its place in CUDA's order.
-        free_bytes: Bytes that are free on it; None for no limit.
-    """
-
-    index: int
-    free_bytes: int | None = None
-
-    @classmethod
-    def t4(cls, count: int = 2) -> list[GPUMemory]:
-        """Return idle T4s, as Kaggle has two of."""
-        return [cls(index, T4_FREE_BYTES) for index in range(count)]
 
 
 @dataclass(frozen=True)
@@ -104,17 +83,28 @@ class MemoryPlan:
     @property
     def needed(self) -> int:
         """Bytes in sum over the cards and the host."""
-        return sum(place.needed for place in (*self.devices, self.host))
+        return sum(place.needed for place in self.places)
 
     @property
     def fits(self) -> bool:
-        """Whether every device has room, cards with a margin."""
-        return all(shortfall(place) <= 0 for place in (*self.devices, self.host))
+        """Whether every device that has a limit has room, cards with a margin."""
+        return all(place.left is None or place.left >= 0 for place in self.places)
+
+    @property
+    def limited(self) -> bool:
+        """Whether any device has a limit; otherwise everything fits."""
+        return any(place.free is not None for place in self.places)
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """The cards, and last the host."""
+        return (*self.devices, self.host)
 
     @property
     def tightest(self) -> Place:
         """The device with the least room left, after its margin."""
-        return max((*self.devices, self.host), key=shortfall)
+        limited = [place for place in self.places if place.left is not None]
+        return min(limited or [self.host], key=lambda place: place.left or 0)
 
     @cached_property
     def _largest(self) -> int:
@@ -162,6 +152,10 @@ class MemoryPlan:
         """
         return _plan_view.rows(self)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain values, in bytes, ready for JSON."""
+        return _plan_view.as_dict(self)
+
     def table(self) -> str:
         """Return the plan as text for a terminal."""
         return _plan_view.text(self)
@@ -181,27 +175,17 @@ class MemoryPlan:
         return (
             f"MemoryPlan({self.model!r}, context={self.context}, "
             f"{cards + ', ' if cards else ''}host={format_memory(self.host.needed)}, "
-            f"fits={self.fits})"
+            f"{f'fits={self.fits}' if self.limited else 'no limit given'})"
         )
 
     def _repr_html_(self) -> str:
         return _plan_view.html(self)
 
 
-def shortfall(place: Place) -> int:
-    """Return the bytes a device lacks, its margin included; negative if it has room."""
-    if place.free is None:
-        return -(1 << 62)
-    margin = 0
-    if place.is_gpu:
-        margin = int(place.needed * GPU_MARGIN_SHARE) + GPU_MARGIN_BYTES
-    return place.needed + margin - place.free
-
-
 def plan_memory(
-    model: str | os.PathLike[str] | bytes | BinaryIO | GGUFHeader,
+    model: str | os.PathLike[str] | bytes | BinaryIO | GGUFHeader | GGUFParser,
     config: ServerConfig | None = None,
-    gpus: Sequence[GPU] | None = None,
+    gpus: Sequence[GPU] | str | None = None,
     *,
     host_free: int | None = None,
     build: int | None = None,
@@ -210,12 +194,15 @@ def plan_memory(
     """Plan the memory of a server, from the model's header.
 
     Args:
-        model: A GGUF file (a path, a URL, ``"owner/repo:file.gguf"``, bytes, an open
-            file), or its header; any shard of several will do.
+        model: A GGUF file (a path, a URL, ``"owner/repo:Q4_K_M"``, a name of the
+            catalog, bytes, an open file), its header, or a :class:`GGUFParser`; any
+            shard of several will do.
         config: What the server would be started with. None: everything on the cards,
-            with flash attention, the rest as in :class:`ServerConfig`.
-        gpus: The cards, with ``index`` and ``free_bytes``; see :class:`GPUMemory`.
-            None: as many as the configuration uses, without a limit. Empty: none.
+            with flash attention, the rest as in :class:`ServerConfig`, whose own
+            defaults use no card.
+        gpus: The cards: text like ``"2x15"`` (GiB), or objects with ``index`` and
+            ``free_bytes``, see :class:`GPUMemory`. None: as many as the configuration
+            uses, without a limit. Empty: none.
         host_free: Bytes of host memory to stay within; None for no limit.
         build: The llama.cpp build that will run it; None for today's. Those before
             11434 keep logits for every token of a batch.
@@ -224,43 +211,33 @@ def plan_memory(
     Raises:
         GGUFError: The file is not GGUF, or holds no model that a server loads.
         ModelError: There is no such file.
-        ConfigurationError: The configuration names cards that are not there.
+        ConfigurationError: The cards are none, or not those of the configuration.
 
     Examples:
-        >>> plan = plan_memory("model.gguf", gpus=GPUMemory.t4(2))  # doctest: +SKIP
+        >>> plan = plan_memory("model.gguf", gpus="2x15")  # doctest: +SKIP
         >>> plan.fits, plan.max_context()  # doctest: +SKIP
         (True, 65536)
     """
-    header = model if isinstance(model, GGUFHeader) else read_header(model)
+    if isinstance(model, GGUFParser):
+        header = model.header
+    else:
+        header = model if isinstance(model, GGUFHeader) else read_header(model)
     if config is None:
         config = ServerConfig(None, n_gpu_layers=999, flash_attn=True)
-    if gpus is None:
-        gpus = _as_asked(config)
+    if not isinstance(config, ServerConfig):
+        raise ConfigurationError(
+            f"config is a {type(config).__name__}, not a ServerConfig"
+        )
     request = Request(
         header=header,
         shape=ModelShape.of(header),
         config=config,
-        gpus=chosen_gpus(config, gpus),
+        gpus=None if gpus is None else checked_gpus(gpus),
         build=build,
         cuda_context=cuda_context,
         host_free=host_free,
     )
     return _plan(request)
-
-
-def _as_asked(config: ServerConfig) -> list[GPU]:
-    """Return as many cards without a limit as a configuration speaks of."""
-    if config.n_gpu_layers == 0:
-        return []
-    count = len(config.tensor_split.split(",")) if config.tensor_split else 1
-    if config.device not in (None, "none"):
-        numbers = [
-            int(name.removeprefix("CUDA"))
-            for name in str(config.device).split(",")
-            if name.removeprefix("CUDA").isdecimal()
-        ]
-        count = max([count, *(number + 1 for number in numbers)])
-    return [GPUMemory(index) for index in range(max(count, config.main_gpu + 1))]
 
 
 def _plan(request: Request) -> MemoryPlan:
@@ -273,7 +250,7 @@ def _plan(request: Request) -> MemoryPlan:
         context=request.settings.context,
         devices=tuple(cards),
         host=host,
-        notes=tuple(_notes(request)),
+        notes=tuple(notes(request)),
         _request=request,
     )
 
@@ -282,36 +259,6 @@ def _name(header: GGUFHeader) -> str:
     name = header.metadata.get("general.name")
     source = PurePath(header.source.split("?")[0]).name
     return name if isinstance(name, str) and name else source
-
-
-def _notes(request: Request) -> list[str]:
-    """Return what a plan assumes, and what it could not follow."""
-    shape, config, settings = request.shape, request.config, request.settings
-    unfollowed = [flag for flag in _UNFOLLOWED if has_flag(config.extra_args, flag)]
-    trained = shape.training_context
-    told = {
-        f"{shape.architecture} was not compared with llama.cpp: its cache and compute "
-        "buffer are estimated as full attention": not shape.traits.known,
-        "nothing was measured on CUDA yet: cards are estimated, with "
-        f"{format_memory(request.cuda_context)} for CUDA itself and a margin of "
-        f"{GPU_MARGIN_SHARE:.0%} and {format_memory(GPU_MARGIN_BYTES)}": request.gpus,
-        f"before build {FEW_OUTPUTS_BUILD}, llama.cpp may keep logits of every token "
-        "of a batch; planned so": settings.all_outputs,
-        f"{settings.cells:,} tokens per slot are more than the {trained:,} the model "
-        "was made for": 0 < trained < settings.cells,
-        f"split_mode={config.split_mode!r} is planned like 'layer'":
-            config.split_mode in ("row", "tensor") and len(request.gpus) > 1,
-        "llama.cpp refuses a quantized value cache without flash_attn":
-            settings.value_type.block_size > 1 and not settings.flash,
-        "llama.cpp refuses two cache types for this model":
-            shape.latent and settings.key_type != settings.value_type,
-        f"not followed by the plan: {', '.join(unfollowed)}": unfollowed,
-        "projector and adapters: their weights only, not what they compute":
-            config.mmproj_path is not None or config.lora_paths,
-        "cached prompts may take up to 8 GiB more of the host (cache_ram)":
-            config.cache_ram is None,
-    }  # fmt: skip
-    return [note for note, holds in told.items() if holds]
 
 
 def _largest_context(request: Request) -> int:

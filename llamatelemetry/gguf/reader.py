@@ -241,7 +241,7 @@ def _read_shards(
         raise GGUFError(
             f"{first.source}: says it is one of {count} shards, but its name does not. "
             f"Name the shards <model>-00001-of-{count:05}.gguf and so on, as they were "
-            "when they were made, or read one alone with shards=False.",
+            "when they were made; read_header(..., shards=False) reads one alone.",
             path=first.source,
         )
     if count == 1:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import platform
 import re
 import subprocess
@@ -27,6 +29,7 @@ from llamatelemetry.gguf.memory import (
     known_architectures,
     plan_memory,
 )
+from llamatelemetry.gguf.parser import GGUFParser
 from llamatelemetry.gguf.reader import GGUFHeader, read_header
 from llamatelemetry.server import ServerConfig
 
@@ -182,7 +185,7 @@ def test_two_cards_share_the_layers(header_of: Callable[[str], GGUFHeader]) -> N
     assert [place.kv_cache // per_layer for place in two.devices] == [17, 15]
     assert sum(place.weights for place in two.devices) == one.devices[0].weights
     assert two.devices[0].name == "CUDA0"
-    assert two.devices[1].context == CUDA_CONTEXT_BYTES
+    assert two.devices[1].cuda == CUDA_CONTEXT_BYTES
     assert one.host.kv_cache == 0
 
 
@@ -411,6 +414,9 @@ def test_tensors_of_unknown_names_do_not_break_the_plan(
         (ON_GPU.replace(extra_args=["-ot", "ffn=CPU"]), "not followed"),
         (ON_GPU, "nothing was measured on CUDA"),
         (ON_GPU, "cached prompts"),
+        (ON_GPU.replace(n_gpu_layers=0), "cards are not used"),
+        (ON_GPU.replace(tensor_split="1,1,1"), "3 shares for 2 cards"),
+        (ON_GPU.replace(n_gpu_layers=5), "stays mapped of the file"),
     ],
 )
 def test_a_plan_says_what_it_assumes(
@@ -433,7 +439,9 @@ def test_the_table_says_known_or_estimated(
     assert [row["basis"] for row in on_cpu.rows()] == ["known"]
     assert [row["basis"] for row in on_gpu.rows()] == ["estimated", "estimated"]
     assert "CUDA0" in on_gpu.table()
-    assert on_gpu.rows()[0]["left"] == T4_FREE_BYTES - on_gpu.devices[0].needed
+    assert on_gpu.rows()[0]["left"] == (
+        T4_FREE_BYTES - on_gpu.devices[0].needed - on_gpu.devices[0].margin
+    )
 
 
 def test_html_shows_a_bar_for_each_device(
@@ -461,6 +469,59 @@ def test_the_repr_is_short(header_of: Callable[[str], GGUFHeader]) -> None:
     assert len(repr(plan)) < 160
 
 
+def test_a_plan_is_a_value(header_of: Callable[[str], GGUFHeader]) -> None:
+    """A plan can be copied, pickled and written as JSON."""
+    plan = plan_memory(header_of("qwen3-4b"), ON_GPU, "2x15")
+
+    assert pickle.loads(pickle.dumps(plan)) == plan
+    assert copy.deepcopy(plan) == plan
+    assert json.loads(json.dumps(plan.to_dict()))["fits"] is True
+
+
+def test_a_changed_configuration_chooses_its_cards_anew(
+    header_of: Callable[[str], GGUFHeader],
+) -> None:
+    """with_config gives the plan that the same configuration gives at once."""
+    header = header_of("qwen3-4b")
+    none = plan_memory(header, ON_GPU.replace(n_gpu_layers=0), "2x15")
+    one = plan_memory(header, ON_GPU.replace(split_mode="none"), "2x15")
+    both = plan_memory(header, ON_GPU, "2x15")
+
+    assert none.with_config(n_gpu_layers=99) == both
+    assert one.with_config(split_mode="layer") == both
+    assert both.with_config(n_gpu_layers=0).devices == ()
+
+
+def test_a_parser_can_be_planned(tmp_path: Path) -> None:
+    """plan_memory takes what a header was looked at with."""
+    path = write_shape(SHAPES["qwen2.5-0.5b"], tmp_path / "model.gguf")
+
+    assert plan_memory(GGUFParser(path), ON_GPU) == plan_memory(path, ON_GPU)
+
+
+def test_without_a_limit_nothing_is_said_to_fit(
+    header_of: Callable[[str], GGUFHeader],
+) -> None:
+    """The repr and the verdict say that no limit was given."""
+    plan = plan_memory(header_of("qwen3-4b"), ON_GPU)
+
+    assert "no limit given" in repr(plan)
+    assert "no limit was given" in plan.verdict
+
+
+def test_a_context_beyond_training_fits_but_is_not_praised(
+    header_of: Callable[[str], GGUFHeader],
+) -> None:
+    """The verdict names what the model was made for."""
+    plan = plan_memory(
+        header_of("qwen3-4b"), ON_GPU.replace(context_size=65536), "1x80"
+    )
+
+    assert plan.verdict == (
+        "It fits, but the model was made for 40,960 tokens of context."
+    )
+
+
 # ── refused ──────────────────────────────────────────────────────────────────────
 
 
@@ -471,6 +532,48 @@ def test_a_vocabulary_is_no_model(tmp_path: Path) -> None:
 
     with pytest.raises(GGUFError, match="no layers"):
         plan_memory(path, ON_GPU)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("adapter", "lora_path"), ("mmproj", "mmproj_path")]
+)
+def test_what_stands_beside_a_model_is_named(
+    kind: str, said: str, tmp_path: Path
+) -> None:
+    """An adapter or a projector is refused with the field it belongs to."""
+    empty = Shape("empty", "llama", False, 300, {"block_count": 0}, {})
+    header = read_header(write_shape(empty, tmp_path / "beside.gguf"))
+    beside = replace(header, metadata={**header.metadata, "general.type": kind})
+
+    with pytest.raises(GGUFError, match=said):
+        plan_memory(beside, ON_GPU)
+
+
+@pytest.mark.parametrize(
+    "gpus", [2, [15, 15], "two", object(), [GPUMemory(0), GPUMemory(0)]]
+)
+def test_what_are_no_cards_is_refused(
+    gpus: Any, header_of: Callable[[str], GGUFHeader]
+) -> None:
+    """Numbers, other text and cards with one index are errors that show how."""
+    with pytest.raises(ConfigurationError, match=r"2x15|same index"):
+        plan_memory(header_of("qwen3-4b"), ON_GPU, gpus)
+
+
+@pytest.mark.parametrize(("index", "free"), [(-1, None), (16, None), (0, 15)])
+def test_a_card_that_makes_no_sense_is_refused(index: int, free: int | None) -> None:
+    """GiB given as bytes, and an index CUDA does not have, are noticed at once."""
+    with pytest.raises(ConfigurationError):
+        GPUMemory(index, free)
+
+
+def test_a_configuration_is_a_configuration(
+    header_of: Callable[[str], GGUFHeader],
+) -> None:
+    """A context alone is no configuration."""
+    wrong: Any = 16384
+    with pytest.raises(ConfigurationError, match="ServerConfig"):
+        plan_memory(header_of("qwen3-4b"), wrong)
 
 
 def test_a_missing_file_is_a_model_error(tmp_path: Path) -> None:
