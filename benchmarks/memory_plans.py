@@ -28,6 +28,7 @@ from memory_cells import configuration
 from shapes import read_shapes, write_shape
 
 from llamatelemetry._units import GIB, MIB
+from llamatelemetry.exceptions import ConfigurationError
 from llamatelemetry.gguf.estimates import estimate_vram
 from llamatelemetry.gguf.memory import GPUMemory, plan_memory
 from llamatelemetry.gguf.reader import GGUFHeader, read_header
@@ -143,8 +144,12 @@ def _errors(header: GGUFHeader) -> Iterable[str]:
                 None, n_gpu_layers=999, flash_attn=True, context_size=tokens
             )
             needed = plan_memory(header, config).devices[0].needed / GIB
-            estimate = estimate_vram(count, recipe, tokens, architecture=family)
-            yield f"{estimate / needed - 1:+.1%}"
+            try:
+                estimate = estimate_vram(count, recipe, tokens, architecture=family)
+            except ConfigurationError:  # no typical model of this family is known
+                yield "-"
+            else:
+                yield f"{estimate / needed - 1:+.1%}"
 
 
 def cost() -> str:

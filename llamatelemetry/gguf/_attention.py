@@ -57,12 +57,11 @@ def _projections(build: Build, layer: Layer, values: Tensor) -> Heads:
                 for shape in shapes
             )
         )
-    names = ("attn_q", "attn_k", "attn_v") if layer.own_cache else ("attn_q",)
-    parts = [
-        project(build, index, name, values)
-        for name in names
-        if build.shape.has(index, f"{name}.weight")
-    ]
+    parts = [project(build, index, "attn_q", values)]
+    if layer.own_cache:
+        parts.append(project(build, index, "attn_k", values))
+    if layer.own_cache and build.shape.has(index, "attn_v.weight"):
+        parts.append(project(build, index, "attn_v", values))
     parts += parts[-1:] * (len(shapes) - len(parts))  # the keys are the values, too
     return Heads(
         *(graph.view(part, shape) for part, shape in zip(parts, shapes, strict=True))

@@ -88,8 +88,9 @@ def parse_gpus(text: str) -> list[GPUMemory]:
     sizes: list[int] = []
     try:
         for part in cleaned.split(","):
-            count, _, size = part.rpartition("x")
-            sizes += [_bytes_of(size)] * (int(count) if count else 1)
+            count, times, size = part.rpartition("x")
+            number = int(count) if times else 1
+            sizes += [_bytes_of(size)] * min(max(number, 0), _MOST_CARDS + 1)
     except (ValueError, OverflowError):
         sizes = []
     if not 0 < len(sizes) <= _MOST_CARDS:
@@ -161,6 +162,8 @@ def chosen_gpus(config: ServerConfig, gpus: Sequence[GPU] | None) -> tuple[GPU, 
                 f"device names {', '.join(missing)}; the plan was given "
                 f"{', '.join(by_name) or 'no cards'}"
             )
+        if len(set(names)) < len(names):
+            raise ConfigurationError(f"device names a card twice: {config.device}")
         ordered = tuple(by_name[name] for name in names)
     if config.split_mode == "none" and ordered:
         if config.main_gpu >= len(ordered):

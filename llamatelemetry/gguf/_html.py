@@ -12,7 +12,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["COLOURS", "FREE", "Segment", "bar", "panel", "table", "verdict"]
+__all__ = [
+    "COLOURS",
+    "FREE",
+    "Segment",
+    "bar",
+    "panel",
+    "printable",
+    "table",
+    "verdict",
+]
 
 COLOURS = (
     "#4878d0",
@@ -31,7 +40,7 @@ FREE = "rgba(128,128,128,.22)"
 
 _LINE = "1px solid rgba(128,128,128,.35)"
 _QUIET = "opacity:.7"
-_LONGEST = 300  # characters of one text; a hostile file may hold a megabyte
+_LONGEST = 120  # characters of one text; a hostile file may hold a megabyte
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +153,18 @@ def verdict(text: str, *, good: bool | None) -> str:
     )
 
 
+def printable(text: str) -> str:
+    """Return a text of one line, without the control characters a file may hold.
+
+    Neither a terminal nor a page can be steered by it: escapes, line ends and marks of
+    direction become U+FFFD, and it is cut after some hundred characters.
+    """
+    shown = text[:_LONGEST] + ("…" if len(text) > _LONGEST else "")
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in shown)
+
+
 def _text(value: object) -> str:
-    text = str(value)
-    if len(text) > _LONGEST:
-        text = text[:_LONGEST] + "…"
-    return escape(text)
+    return escape(printable(str(value)))
 
 
 def _told(part: Segment) -> str:

@@ -9,10 +9,10 @@ from llamatelemetry.gguf._build import Batch, Build, has_norm, norm, project
 from llamatelemetry.gguf._feed_forward import experts, feed_forward, parallel_experts
 from llamatelemetry.gguf._graph import Graph, Tensor
 from llamatelemetry.gguf._recurrent import recurrent
+from llamatelemetry.gguf._settings import ROTATED
 from llamatelemetry.gguf._shape import Layer, ModelShape
 
 _F16, _I64 = 2, 8  # bytes
-_ROTATION = 64  # the smallest Hadamard matrix: llama-kv-cache.cpp
 
 
 def build_graph(
@@ -137,7 +137,7 @@ def _add_cache_inputs(build: Build, ending: str, cells: int) -> None:
         cells, batch.tokens // batch.streams, 1, batch.streams, item=item
     )
     if batch.rotates_keys:
-        side = _ROTATION
+        side = ROTATED
         length = max(
             layer.key_length
             for layer in build.shape.layers
@@ -147,7 +147,7 @@ def _add_cache_inputs(build: Build, ending: str, cells: int) -> None:
             side *= 2
         inputs[f"key_rotation{ending}"] = graph.input(side, side)
     if batch.rotates_values:
-        inputs[f"value_rotation{ending}"] = graph.input(_ROTATION, _ROTATION)
+        inputs[f"value_rotation{ending}"] = graph.input(ROTATED, ROTATED)
 
 
 def _add_layer_embeddings(build: Build, values: Tensor) -> None:

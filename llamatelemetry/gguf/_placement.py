@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from llamatelemetry._units import MIB
 from llamatelemetry.gguf import _sizes
@@ -17,6 +18,7 @@ from llamatelemetry.gguf._allocator import (
 )
 from llamatelemetry.gguf._build import Batch
 from llamatelemetry.gguf._cards import GPU, chosen_gpus, margin_bytes
+from llamatelemetry.gguf._graph import Graph
 from llamatelemetry.gguf._model import build_graph
 from llamatelemetry.gguf._settings import Settings, has_flag
 from llamatelemetry.gguf._shape import Layer, ModelShape
@@ -32,7 +34,8 @@ not measured on CUDA.
 """
 
 _ROW_STEP = 512  # quantized rows are padded to this on CUDA: MATRIX_ROW_PADDING
-_REPACKED = frozenset({"Q4_0", "Q4_K", "IQ4_NL"})
+_REPACKED = frozenset({"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"})
+_NOT_LOADED = -1  # the home of tensors that a server leaves in the file
 _REPACKED_ROWS = 8
 # Tensors that stay on the host: they are looked up, not multiplied by.
 _LOOKED_UP = frozenset({"token_embd", "token_types", "position_embd",
@@ -126,6 +129,12 @@ class Request:
         return chosen_gpus(self.config, self.gpus)
 
     @cached_property
+    def buildable(self) -> bool:
+        """Whether the model's graph can be built from its tensors."""
+        prompt, _ = self.settings.batches(self.shape)
+        return _graph(self.shape, prompt) is not None
+
+    @cached_property
     def settings(self) -> Settings:
         """What the configuration comes to."""
         return Settings.of(self.shape, self.config, build=self.build)
@@ -196,6 +205,7 @@ def _host(request: Request, homes: Sequence[int | None]) -> Place:
         for tensor in request.header.tensors
         if _home(request, tensor, homes) is None
     ]
+    repacked = [tensor for tensor in held if _is_repacked(request, tensor, homes)]
     cached = _kept(request, layers)
     if has_flag(config.extra_args, "--no-kv-offload", "-nkvo"):
         cached = _kept(request, shape.layers)
@@ -203,18 +213,17 @@ def _host(request: Request, homes: Sequence[int | None]) -> Place:
     return Place(
         name="host",
         free=request.host_free,
-        known=alone and shape.traits.known and request.build is None,
-        weights=(
-            _sizes.padded_bytes(held, CPU_ALIGNMENT)
-            if config.no_mmap
-            else _mapped(request.header, held)
-        ),
+        known=alone
+        and shape.traits.known
+        and request.buildable
+        and request.build is None,
+        weights=_host_weights(request, held, repacked),
         kv_cache=cached,
         compute=_host_compute(request, settings, homes),
         output=_sizes.output_bytes(shape, settings),
         projector=_file_bytes(config.mmproj_path) if alone else 0,
         adapters=_share_of_adapters(request, len(layers)),
-        repacked=_repacked(request, held, homes),
+        repacked=sum(tensor.n_bytes for tensor in repacked),
         prompt_cache=(config.cache_ram or 0) * MIB,
     )
 
@@ -234,13 +243,14 @@ def _kept(request: Request, layers: Sequence[Layer]) -> int:
 def _home(
     request: Request, tensor: TensorInfo, homes: Sequence[int | None]
 ) -> int | None:
-    """Return the card that holds a tensor, or None for the host."""
+    """Return the card that holds a tensor, None for the host, or _NOT_LOADED."""
     shape = request.shape
     layer = _sizes.layer_of(tensor)
     if layer is not None:
-        drafts = layer >= shape.layer_count  # for tokens ahead: not loaded
+        if layer >= shape.layer_count:  # drafts tokens ahead
+            return _NOT_LOADED
         kept = "_exps" in tensor.name and layer < _experts_on_host(request)
-        return None if drafts or kept else homes[layer]
+        return None if kept else homes[layer]
     stem = tensor.name.split(".")[0]
     if stem in _LOOKED_UP:
         return None
@@ -287,20 +297,40 @@ def _mapped(header: GGUFHeader, tensors: Sequence[TensorInfo]) -> int:
     return total
 
 
-def _repacked(
-    request: Request, held: Sequence[TensorInfo], homes: Sequence[int | None]
+def _host_weights(
+    request: Request, held: Sequence[TensorInfo], repacked: Sequence[TensorInfo]
 ) -> int:
-    """Return the bytes of matrices that a CPU with AVX2 keeps in a second form.
+    """Return what the host holds of a file, beside the matrices it repacks."""
+    moved = {tensor.name for tensor in repacked}
+    plain = [tensor for tensor in held if tensor.name not in moved]
+    shape = request.shape
+    tied = "output.weight" not in shape.tensors
+    looked_up = request.header.tensor("token_embd.weight")
+    if looked_up is not None and looked_up.name in moved:  # looked up as it stands, too
+        plain.append(looked_up)
+    if not request.config.no_mmap:
+        return _mapped(request.header, plain)
+    if tied and shape.traits.output_first and not request.cards and looked_up:
+        plain.append(looked_up)
+    return _sizes.padded_bytes(plain, CPU_ALIGNMENT)
 
-    Source: ggml_repack_get_optimal_repack_type (b11434), compared on two models.
+
+def _is_repacked(
+    request: Request, tensor: TensorInfo, homes: Sequence[int | None]
+) -> bool:
+    """Whether a CPU with AVX2 keeps a matrix in another form.
+
+    With cards it does so only where their host buffers are turned off. Source:
+    ggml_repack_get_optimal_repack_type and make_cpu_buft_list (b11434).
     """
-    if has_flag(request.config.extra_args, "--no-repack", "-nr"):
-        return 0
+    arguments = request.config.extra_args
+    if has_flag(arguments, "--no-repack", "-nr") or (
+        request.cards and not has_flag(arguments, "--no-host")
+    ):
+        return False
     tied = "output.weight" not in request.shape.tensors and homes[-1] is None
-    return sum(
-        tensor.n_bytes
-        for tensor in held
-        if tensor.type in _REPACKED
+    return (
+        tensor.type in _REPACKED
         and len(tensor.shape) > 1
         and tensor.shape[1] % _REPACKED_ROWS == 0
         and (
@@ -339,12 +369,11 @@ def _graph_bytes(
 
     A model whose tensors are not those its architecture is built from is estimated.
     """
-    try:
-        graph = build_graph(
-            request.shape, batch, layers=layers, ends=ends,
-            pooling=request.settings.pooling,
-        )  # fmt: skip
-    except (KeyError, IndexError, ValueError, TypeError):
+    graph = _graph(
+        request.shape, batch, layers=layers, ends=ends,
+        pooling=request.settings.pooling,
+    )  # fmt: skip
+    if graph is None:
         return _rough_compute(request.shape, batch)
     inputs = sum(leaf.size for leaf in graph.leaves if leaf.is_input)
     return reserved_bytes(graph, alignment) + (copies - 1) * inputs
@@ -404,8 +433,14 @@ def _host_compute(
 
 
 def _input_bytes(shape: ModelShape, batch: Batch) -> int:
+    graph = _graph(shape, batch)
+    leaves = [] if graph is None else graph.leaves
+    return sum(leaf.size for leaf in leaves if leaf.is_input)
+
+
+def _graph(shape: ModelShape, batch: Batch, **options: Any) -> Graph | None:
+    """Return a graph, or None where the tensors are not those it is built from."""
     try:
-        graph = build_graph(shape, batch)
-    except (KeyError, IndexError, ValueError, TypeError):
-        return 0
-    return sum(leaf.size for leaf in graph.leaves if leaf.is_input)
+        return build_graph(shape, batch, **options)
+    except (LookupError, ArithmeticError, ValueError, TypeError):
+        return None

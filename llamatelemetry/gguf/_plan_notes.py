@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from llamatelemetry._units import format_memory
+from llamatelemetry.gguf._html import printable
 from llamatelemetry.gguf._placement import Request
 from llamatelemetry.gguf._settings import FEW_OUTPUTS_BUILD, has_flag
 from llamatelemetry.gguf.estimates import GPU_MARGIN_BYTES, GPU_MARGIN_SHARE
 
 # Arguments that move weights in ways a plan does not follow.
-_UNFOLLOWED = ("--override-tensor", "-ot", "--model-draft", "-md", "--spec-type",
-               "--control-vector", "--override-kv")  # fmt: skip
+_UNFOLLOWED = (
+    "--override-tensor", "-ot", "--model-draft", "-md", "--hf-repo-draft", "-hfd",
+    "--spec-type", "--spec-default", "--control-vector", "--override-kv",
+    "--no-op-offload", "--lora", "--lora-scaled", "--mmproj", "-mm", "--load-mode",
+    "-lm",
+    "--no-mmap", "--mlock", "--cache-ram", "-cram", "--embeddings", "--embedding",
+    "--pooling", "--rerank", "--reranking",
+    # These have fields of their own in ServerConfig, which a plan goes by.
+    "--ctx-size", "-c", "--parallel", "-np", "--batch-size", "-b", "--ubatch-size",
+    "-ub",
+    "--cache-type-k", "-ctk", "--cache-type-v", "-ctv", "--flash-attn", "-fa",
+    "--gpu-layers", "--n-gpu-layers", "-ngl", "--tensor-split", "-ts", "--split-mode",
+    "-sm", "--main-gpu", "-mg", "--device", "-dev",
+)  # fmt: skip
 
 
 def notes(request: Request) -> list[str]:
@@ -51,14 +64,22 @@ def _surprising(request: Request) -> list[str]:
     })  # fmt: skip
 
 
+def _with_states(request: Request) -> str:
+    count = sum(layer.stateful for layer in request.shape.layers)
+    return f", with the states of {count} recurrent layers" if count else ""
+
+
 def _assumed(request: Request) -> list[str]:
     """What was assumed, and what could not be followed."""
     shape, config, settings = request.shape, request.config, request.settings
     unfollowed = [flag for flag in _UNFOLLOWED if has_flag(config.extra_args, flag)]
     return _chosen({
         f"not followed by the plan: {', '.join(unfollowed)}": unfollowed,
-        f"{shape.architecture} was not compared with llama.cpp: its cache and compute "
-        "buffer are estimated as full attention": not shape.traits.known,
+        f"{printable(shape.architecture)} was not compared with llama.cpp: its cache "
+        "and compute buffer are estimated as full attention"
+        f"{_with_states(request)}": not shape.traits.known,
+        "the tensors are not those that a model of this architecture is built from: "
+        "its compute buffer is a rough estimate": not request.buildable,
         f"before build {FEW_OUTPUTS_BUILD}, llama.cpp may keep logits of every token "
         "of a batch; planned so": settings.all_outputs,
         f"split_mode={config.split_mode!r} is planned like 'layer'":

@@ -182,6 +182,13 @@ def _delta_net(build: Build, layer: int, values: Tensor) -> Tensor:
     query, key = (
         graph.like("scale", graph.like("rms_norm", part)) for part in (query, key)
     )
+    if shape.traits.repeats_heads and groups != heads:
+        flat = (length, 1, groups, steps * sequences)
+        whole = (length, heads // groups, groups, steps * sequences)
+        query, key = (
+            graph.view(graph.make("repeat", whole, graph.view(part, flat)), split)
+            for part in (query, key)
+        )
     rows = (steps + length) * sequences
     result = graph.make(
         "delta_net", (length * heads, rows), query, key, value, *gates, state
@@ -202,10 +209,19 @@ def _decay_and_beta(build: Build, layer: int, values: Tensor) -> tuple[Tensor, T
     heads = build.shape.number("ssm.time_step_rank")
     sequences, steps = batch.sequences, batch.tokens // batch.sequences
     each = (1, heads, steps, sequences)
-    beta = graph.matmul(build.need(f"blk.{layer}.ssm_beta.weight"), values)
-    beta = graph.like("unary", graph.view(beta, each))
-    alpha = graph.matmul(build.need(f"blk.{layer}.ssm_alpha.weight"), values)
-    alpha = graph.view(alpha, each[1:])
+    if build.shape.has(layer, "ssm_ba.weight"):  # both from one matrix
+        groups = build.shape.number("ssm.group_count")
+        both = graph.matmul(build.need(f"blk.{layer}.ssm_ba.weight"), values)
+        both = graph.view(both, (2 * heads // groups, groups, steps, sequences))
+        half = (heads // groups, groups, steps, sequences)
+        beta = graph.contiguous(graph.view(both, half, both.strides[1:]))
+        beta = graph.view(graph.like("unary", beta), each)
+        alpha = graph.contiguous(graph.view(both, half, both.strides[1:]), *each[1:])
+    else:
+        beta = graph.matmul(build.need(f"blk.{layer}.ssm_beta.weight"), values)
+        beta = graph.like("unary", graph.view(beta, each))
+        alpha = graph.matmul(build.need(f"blk.{layer}.ssm_alpha.weight"), values)
+        alpha = graph.view(alpha, each[1:])
     alpha = biased(build, alpha, build.part(layer, "ssm_dt.bias"))
     alpha = graph.like("mul", graph.like("unary", alpha), build.part(layer, "ssm_a"))
     return graph.view(alpha, each), beta

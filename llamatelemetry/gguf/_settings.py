@@ -20,7 +20,7 @@ Build 7710 kept them for every token of a batch. Which build between the two cha
 that is not known, so all before this one are planned like the older.
 """
 
-_ROTATED = 64  # heads of a multiple of this length are rotated: llama-kv-cache.cpp
+ROTATED = 64  # heads of a multiple of this length are rotated: llama-kv-cache.cpp
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +67,14 @@ class Settings:
             build: llama.cpp's build number; None for today's.
         """
         unified = has_flag(config.extra_args, "--kv-unified", "-kvu")
-        context = _padded(config.context_size or shape.training_context or CELL_STEP)
+        asked = config.context_size or shape.training_context or CELL_STEP
+        context = _padded(asked)
         slots = config.parallel
         cells = context if unified else _padded(max(context // slots, 1))
         streams = 1 if unified else slots
         batch = config.n_batch
         if shape.causal:
-            batch = min(batch, cells * streams)
+            batch = min(batch, asked)
         tokens = min(config.n_ubatch, batch)
         return cls(
             cells=cells,
@@ -120,12 +121,12 @@ class Settings:
 
     def _rotates(self, shape: ModelShape, kind: GGMLType, length: str) -> bool:
         """Whether llama.cpp rotates what it quantizes: heads of a suitable length."""
-        if kind.block_size == 1 or shape.latent:
+        if kind.block_size == 1 or shape.latent or not shape.traits.cache:
             return False
         lengths = {
             getattr(layer, length) for layer in shape.layers if not layer.recurrent
         }
-        return all(number % _ROTATED == 0 for number in lengths)
+        return all(number % ROTATED == 0 for number in lengths)
 
 
 def has_flag(arguments: Sequence[str], *spellings: str) -> bool:
@@ -157,11 +158,11 @@ def _pooling(shape: ModelShape, config: ServerConfig) -> str:
         return "rank"
     if not config.embeddings:
         return ""
-    own = shape.get("pooling_type")
+    own = shape.number("pooling_type", len(_POOLINGS))
     if config.pooling is not None:
         chosen = config.pooling
-    elif own is not None and int(own) < len(_POOLINGS):
-        chosen = _POOLINGS[int(own)]
+    elif own < len(_POOLINGS):
+        chosen = _POOLINGS[own]
     else:  # what a server of this package is started with
         chosen = "mean"
     return "" if chosen == "none" else chosen

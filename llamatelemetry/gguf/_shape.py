@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -10,6 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from llamatelemetry.exceptions import GGUFError
+from llamatelemetry.gguf._html import printable
 from llamatelemetry.gguf.reader import GGUFHeader
 
 
@@ -37,6 +39,8 @@ class Traits:
         encoder: Whether each part is normalised after it, as in BERT.
         residual_first: Whether the residual is the first term of a sum.
         norms_values: Whether values are normalised.
+        repeats_heads: Whether queries and keys of a delta net are repeated.
+        output_first: Whether a tied output is held twice where the file is not mapped.
         logits_or_embeddings: Whether there are no logits where there are embeddings.
         recurrent: The kind of the recurrent layers, "" without any.
         normalises_experts: Whether the weights of the chosen experts are made to sum
@@ -61,6 +65,8 @@ class Traits:
     residual_first: bool = False
     norms_values: bool = False
     logits_or_embeddings: bool = False
+    repeats_heads: bool = False
+    output_first: bool = False
     recurrent: str = ""
     normalises_experts: bool = True
     gating: str = "soft_max"
@@ -76,10 +82,22 @@ _NO_MODEL = {
 }
 
 
+# Tensors by which a layer is known to keep a state, or to attend.
+_STATEFUL = ("ssm_conv1d", "shortconv.conv", "time_mix_key", "time_mix_receptance")
+_ATTENDING = ("attn_q", "attn_k", "attn_q_a", "attn_output")
+
+_LARGEST = 2**31 - 1
+"""What a number of a header can be; llama.cpp reads most as 32-bit."""
+
+_MOST_EXPERTS = 1024  # used at once; LLAMA_MAX_EXPERTS in llama.cpp is smaller
+
 _NEITHER = (
     "has no layers or no token embeddings: it holds a vocabulary, an adapter or a "
     "projector, not a model"
 )
+
+
+_LAYER = re.compile(r"blk\.\d{1,6}\.")
 
 
 @cache
@@ -100,6 +118,7 @@ class Layer:
     Attributes:
         index: Its place, from 0.
         recurrent: Whether it keeps a state of fixed size, not a cache of tokens.
+        stateful: Whether it keeps a state at all; some do beside a cache.
         windowed: Whether it attends to a sliding window only.
         own_cache: Whether it caches keys and values; some use an earlier layer's.
         heads: Attention heads.
@@ -110,6 +129,7 @@ class Layer:
 
     index: int
     recurrent: bool
+    stateful: bool
     windowed: bool
     own_cache: bool
     heads: int
@@ -154,22 +174,59 @@ class ModelShape:
             header.metadata,
             {tensor.name: tensor.shape for tensor in header.tensors},
         )
-        if not shape.layer_count or "token_embd.weight" not in shape.tensors:
+        present = {int(name.split(".")[1]) for name in shape.tensors
+                   if _LAYER.match(name)}  # fmt: skip
+        if not present or "token_embd.weight" not in shape.tensors:
             kind = str(header.metadata.get("general.type"))
             raise GGUFError(
                 f"{header.source} {_NO_MODEL.get(kind, _NEITHER)}", path=header.source
             )
+        shape.check(header.source, present)
         return shape
+
+    def check(self, source: str, present: set[int]) -> None:
+        """Refuse what cannot be laid out.
+
+        Raises:
+            GGUFError: The tensors are not those of the layers that the header counts.
+        """
+        count = self.number("block_count")
+        if count != len(present) or present != set(range(count)):
+            raise GGUFError(
+                f"{source} says it has {count:,} layers, and has tensors of "
+                f"{len(present):,}: it is damaged, or a part of a model",
+                path=source,
+            )
+        table = self.tensors["token_embd.weight"]
+        used = self.number("expert_used_count")
+        if len(table) != 2 or 0 in table or used > _MOST_EXPERTS:  # noqa: PLR2004
+            raise GGUFError(
+                f"{source}: token_embd.weight has the shape {list(table)}, and "
+                f"{used:,} experts are used at once; no model is like that",
+                path=source,
+            )
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return a value of the architecture's own metadata."""
         return self.metadata.get(f"{self.architecture}.{key}", default)
 
     def number(self, key: str, default: int = 0, layer: int = 0) -> int:
-        """Return a whole number, which some models give for each layer."""
+        """Return a whole number, which some models give for each layer.
+
+        Raises:
+            GGUFError: The header has something else there, or a number no model has.
+        """
         value = self.get(key, default)
         if isinstance(value, Sequence) and not isinstance(value, str):
             value = value[layer] if layer < len(value) else default
+        whole = isinstance(value, int) or (
+            isinstance(value, float) and value.is_integer()
+        )
+        if not whole or not 0 <= value <= _LARGEST:
+            raise GGUFError(
+                f"{printable(self.architecture)}.{key} is {printable(repr(value))}; it "
+                f"must be a whole number from 0 to {_LARGEST:,}"
+            )
         return int(value)
 
     @cached_property
@@ -229,6 +286,7 @@ class ModelShape:
         return Layer(
             index=index,
             recurrent=self._recurrent(index, cache_heads),
+            stateful=self._stateful(index),
             windowed=windowed,
             own_cache=index < self.layer_count - shared,
             heads=heads,
@@ -246,14 +304,15 @@ class ModelShape:
         step = int(pattern or self.traits.window_pattern)
         return step == 0 or index % step < step - 1
 
+    def _stateful(self, index: int) -> bool:
+        """Whether a layer has what keeps a state, in whatever architecture."""
+        return any(self.has(index, f"{name}.weight") for name in _STATEFUL)
+
     def _recurrent(self, index: int, cache_heads: int) -> bool:
-        if not self.traits.recurrent:
+        if not self._stateful(index):
             return False
-        default = 4 if self.traits.recurrent == "delta_net" else 0
-        step = self.number("full_attention_interval", default)
-        if step:
-            return (index + 1) % step != 0
-        return cache_heads == 0
+        attends = any(self.has(index, f"{name}.weight") for name in _ATTENDING)
+        return not attends or cache_heads == 0
 
     def has(self, layer: int, name: str) -> bool:
         """Return whether a layer has a tensor, as in ``attn_q.bias``."""
@@ -266,8 +325,12 @@ class ModelShape:
 
         Source: llama_hparams::n_embd_r and n_embd_s (b11434).
         """
-        if self.traits.recurrent == "short_convolution":
-            return self.width * (self.number("shortconv.l_cache") - 1), 0
+        wide = self.number("wkv.head_size")
+        if wide:  # RWKV
+            return self.number("token_shift_count", 2) * self.width, self.width * wide
+        cached = self.number("shortconv.l_cache")
+        if cached:
+            return self.width * (cached - 1), 0
         inner, state = self.number("ssm.inner_size"), self.number("ssm.state_size")
         groups = self.number("ssm.group_count")
         kernel = self.number("ssm.conv_kernel")

@@ -45,8 +45,8 @@ def _row_bytes(kind: GGMLType, elements: int) -> int:
 
 
 def state_bytes(shape: ModelShape, layer: Layer, settings: Settings) -> int:
-    """Return the states of a recurrent layer; 0 for another."""
-    if not layer.recurrent:
+    """Return the states of a layer that keeps one; 0 for another."""
+    if not layer.stateful:
         return 0
     return sum(shape.state_elements()) * _FLOAT * settings.slots
 

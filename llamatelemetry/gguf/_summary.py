@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llamatelemetry._units import format_file_size
-from llamatelemetry.gguf._html import COLOURS, Segment, bar, panel, table
+from llamatelemetry.gguf._html import COLOURS, Segment, bar, panel, printable, table
 from llamatelemetry.gguf.reader import TensorInfo
 
 __all__ = ["Facts", "as_html", "as_text", "format_count", "group_of"]
@@ -36,7 +36,6 @@ _ORDER = [
     "other",
 ]
 _TEMPLATE_SHOWN = 60
-_LONGEST = 120  # characters of one text; a hostile file may hold a megabyte
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +125,7 @@ def group_of(name: str) -> str:
 def as_text(facts: Facts) -> str:
     """Return the facts as lines: what it is, its parts, its types."""
     lines = [facts.name, " · ".join(value for _, value in facts.headline)]
-    lines = [_printable(line) for line in lines] + _columns(facts.rows)
+    lines = [printable(line) for line in lines] + _columns(facts.rows)
     if facts.tensors:
         header = ("part", "tensors", "parameters", "size", "types")
         lines += ["", *_columns([header, *_part_rows(facts.tensors)], right=(1, 2, 3))]
@@ -188,7 +187,7 @@ def _share(size: int, total: int) -> str:
 
 def _columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
     """Set rows in columns wide enough for their longest cells."""
-    shown = [[_printable(cell) for cell in row] for row in rows]
+    shown = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     return [
         "  ".join(
@@ -202,9 +201,3 @@ def _columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> lis
 def _shorten(text: str) -> str:
     first = " ".join(text[: 4 * _TEMPLATE_SHOWN].split())[:_TEMPLATE_SHOWN]
     return f"{len(text):,} characters: {first}{'…' if len(first) < len(text) else ''}"
-
-
-def _printable(text: str) -> str:
-    """Return a text of one line, without the control characters a file may hold."""
-    shown = text[:_LONGEST] + ("…" if len(text) > _LONGEST else "")
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in shown)

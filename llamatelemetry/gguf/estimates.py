@@ -21,6 +21,7 @@ from typing import Any
 
 from llamatelemetry._units import GIB, MIB
 from llamatelemetry.exceptions import ConfigurationError, OutOfMemoryError
+from llamatelemetry.gguf._settings import CELL_STEP
 from llamatelemetry.gguf.quantization import (
     GGML_TYPES,
     QUANT_TYPE_INFO,
@@ -42,7 +43,6 @@ GPU_MARGIN_BYTES = 300 * MIB
 
 _DENSE = "dense"
 _TOKENS_AT_ONCE = 512  # llama-server's --ubatch-size
-_WINDOW_STEP = 256  # llama.cpp rounds the cells of a sliding window up to this
 _LARGEST_EMBEDDING_SHARE = 0.7  # of the weights, where the typical one would be larger
 _FAMILY_RECIPES = {"gpt-oss": ("MXFP4_MOE",)}  # trained in it; others gain nothing
 
@@ -175,7 +175,7 @@ def _cache_bytes(context: int, typical: _Typical, bits: float) -> float:
     """Return the bytes of the KV cache, and of recurrent states."""
     window = min(
         context,
-        math.ceil((typical.window + _TOKENS_AT_ONCE) / _WINDOW_STEP) * _WINDOW_STEP,
+        math.ceil((typical.window + _TOKENS_AT_ONCE) / CELL_STEP) * CELL_STEP,
     )
     elements = typical.cache_elements * context + typical.window_elements * window
     return elements * bits / 8 + typical.state_bytes

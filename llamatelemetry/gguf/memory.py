@@ -26,6 +26,7 @@ from llamatelemetry.gguf._cards import (
     checked_gpus,
     parse_gpus,
 )
+from llamatelemetry.gguf._html import printable
 from llamatelemetry.gguf._placement import Place, Request, places
 from llamatelemetry.gguf._plan_notes import notes
 from llamatelemetry.gguf._shape import ModelShape, known_architectures
@@ -245,8 +246,8 @@ def _plan(request: Request) -> MemoryPlan:
     shape = request.shape
     return MemoryPlan(
         model=_name(request.header),
-        architecture=shape.architecture,
-        known=shape.traits.known,
+        architecture=printable(shape.architecture),
+        known=shape.traits.known and request.buildable,
         context=request.settings.context,
         devices=tuple(cards),
         host=host,
@@ -258,7 +259,7 @@ def _plan(request: Request) -> MemoryPlan:
 def _name(header: GGUFHeader) -> str:
     name = header.metadata.get("general.name")
     source = PurePath(header.source.split("?")[0]).name
-    return name if isinstance(name, str) and name else source
+    return printable(name if isinstance(name, str) and name else source)
 
 
 def _largest_context(request: Request) -> int:

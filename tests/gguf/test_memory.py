@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import pickle
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 from memory_cells import ARGUMENTS, configuration, record
 from shapes import Shape, read_shapes, write_shape
@@ -31,7 +33,8 @@ from llamatelemetry.gguf.memory import (
 )
 from llamatelemetry.gguf.parser import GGUFParser
 from llamatelemetry.gguf.reader import GGUFHeader, read_header
-from llamatelemetry.server import ServerConfig
+from llamatelemetry.server import ServerConfig, ServerManager
+from llamatelemetry.server.events import BufferSize
 
 CELLS = [
     json.loads(line)
@@ -142,34 +145,42 @@ def test_a_running_server_allocates_what_was_planned(
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the rule of x86 with AVX2")
-def test_repacked_weights_are_counted(engine: Any, tmp_path: Path) -> None:
-    """What a CPU with AVX2 keeps in a second form is planned as it is printed."""
+@pytest.mark.parametrize("kind", ["Q4_K", "Q4_0", "IQ4_NL", "MXFP4", "Q8_0", "Q6_K"])
+@pytest.mark.parametrize("name", ["smollm3-3b", "granite-4.0-h-tiny"])
+def test_repacked_weights_are_counted(
+    name: str, kind: str, llama_cpp_tools: Path, tmp_path: Path
+) -> None:
+    """What a CPU with AVX2 keeps in a second form, and what stays mapped, is right."""
     if "avx2" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("this CPU has no AVX2")
-    model = write_shape(SHAPES["smollm3-3b"], tmp_path / "model.gguf")
+    shape = SHAPES[name]
+    tensors = {
+        pattern: (kind if stored == "Q4_K" else stored, axes)
+        for pattern, (stored, axes) in shape.tensors.items()
+    }
+    model = write_shape(replace(shape, tensors=tensors), tmp_path / "model.gguf")
     config = ServerConfig(
         model, port=0, context_size=512, threads=1, cache_ram=0, flash_attn=True,
         extra_args=[word for word in ARGUMENTS if word != "--no-repack"],
     )  # fmt: skip
 
-    printed = repacked_bytes(config, engine)
+    printed = weights_by_device(config, llama_cpp_tools / "llama-server")
 
-    assert plan_memory(model, config).host.repacked / MIB == pytest.approx(
-        printed / MIB, abs=PRINTED
+    host = plan_memory(model, config).host
+    assert host.repacked / MIB == pytest.approx(
+        printed.get("CPU_REPACK", 0) / MIB, abs=PRINTED
     )
+    assert host.weights / MIB == pytest.approx(printed["CPU_Mapped"] / MIB, abs=PRINTED)
 
 
-def repacked_bytes(config: ServerConfig, engine: Any) -> int:
-    """Return the size of the repacked weights that a server prints."""
-    from llamatelemetry.server import ServerManager
-    from llamatelemetry.server.events import BufferSize
-
+def weights_by_device(config: ServerConfig, engine: Path) -> dict[str, int]:
+    """Return the bytes of weights that a server prints, by the buffer they lie in."""
     with ServerManager(config, engine=engine, timeout=180) as server:
-        return sum(
-            event.size_bytes
+        return {
+            event.device: event.size_bytes
             for event in server.events
-            if isinstance(event, BufferSize) and event.device == "CPU_REPACK"
-        )
+            if isinstance(event, BufferSize) and event.kind == "model"
+        }
 
 
 # ── cards ────────────────────────────────────────────────────────────────────────
@@ -258,6 +269,106 @@ def test_quantized_caches_need_room_to_be_unpacked_on_a_card(
 
     assert packed.kv_cache == plain.kv_cache * 34 // 64
     assert packed.compute > 2 * 65536 * 1024 * 2 > plain.compute
+
+
+def test_nothing_is_repacked_beside_cards(
+    header_of: Callable[[str], GGUFHeader],
+) -> None:
+    """With cards, weights that stay on the host are not kept twice."""
+    header = header_of("qwen3-30b-a3b")
+    config = ON_GPU.replace(extra_args=["--cpu-moe"])
+    bypassed = config.replace(extra_args=["--cpu-moe", "--no-host"])
+
+    assert plan_memory(header, config, "2x15").host.repacked == 0
+    assert plan_memory(header, bypassed, "2x15").host.repacked > 0
+    assert plan_memory(header, config, []).host.repacked > 0
+
+
+def test_rows_are_padded_on_a_card(header_of: Callable[[str], GGUFHeader]) -> None:
+    """A quantized row is padded to 512 weights at its end, once for each tensor."""
+    header = header_of("qwen2.5-0.5b")
+    card = plan_memory(header, ON_GPU, "1x15").devices[0]
+    expected = 0
+    for tensor in header.tensors:
+        beyond = tensor.shape[0] % 512
+        block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[tensor.type]]
+        padding = (512 - beyond) // block * size if block > 1 and beyond else 0
+        expected += -(-(tensor.n_bytes + padding) // 128) * 128
+
+    assert card.weights == expected  # tied: the embeddings' copy is the output
+
+
+def test_the_pipeline_keeps_its_inputs_four_times(
+    header_of: Callable[[str], GGUFHeader],
+) -> None:
+    """All layers on two cards: each keeps three more copies of mask and embeddings."""
+    header = header_of("llama-3.1-8b")
+    pipeline = plan_memory(header, ON_GPU, "2x15").devices[0]
+    partly = plan_memory(header, ON_GPU.replace(n_gpu_layers=32), "2x15").devices[0]
+    largest = max(t.n_bytes for t in header.tensors if t.name.startswith("blk.0."))
+
+    tokens, width, cells = 512, 4096, 8192
+    inputs = tokens * (4 * width + 2 * cells + 4 + 8 + 8)
+    one_copy = pipeline.compute - 3 * inputs
+    assert partly.compute - largest == pytest.approx(one_copy, abs=64)
+
+
+def test_what_stays_on_the_host_passes_through_the_first_card(
+    header_of: Callable[[str], GGUFHeader],
+) -> None:
+    """The largest matrix on the host is added to the first card's compute buffer."""
+    header = header_of("llama-3.1-8b")
+    whole = plan_memory(header, ON_GPU, "1x15").devices[0]
+    partly = plan_memory(header, ON_GPU.replace(n_gpu_layers=32), "1x15").devices[0]
+    largest = max(t.n_bytes for t in header.tensors if t.name.startswith("blk.0."))
+
+    assert partly.compute == whole.compute + largest
+
+
+def test_the_cache_can_stay_on_the_host(
+    header_of: Callable[[str], GGUFHeader],
+) -> None:
+    """--no-kv-offload moves the whole cache, and the prompt cache is the host's too."""
+    header = header_of("llama-3.1-8b")
+    config = ON_GPU.replace(extra_args=["--no-kv-offload"], cache_ram=100)
+    plan = plan_memory(header, config, "1x15")
+
+    assert plan.devices[0].kv_cache == 0
+    assert plan.host.kv_cache == 1024 * MIB
+    assert plan.host.prompt_cache == 100 * MIB
+
+
+def test_the_host_fills_what_cards_copy(
+    header_of: Callable[[str], GGUFHeader],
+) -> None:
+    """With all layers on a card, the host still has embeddings, mask and positions."""
+    header = header_of("llama-3.1-8b")
+    host = plan_memory(header, ON_GPU, "1x15").host
+
+    mask, embeddings = 512 * 8192 * 2, 512 * 4096 * 4
+    assert host.compute > mask + 3 * embeddings
+
+
+def test_layers_that_draft_ahead_are_not_loaded(
+    header_of: Callable[[str], GGUFHeader],
+) -> None:
+    """A last layer that predicts further tokens takes no memory."""
+    header = header_of("qwen3.5-9b")
+    count = header.metadata["qwen35.block_count"]
+    ahead = tuple(
+        replace(tensor, name=tensor.name.replace("blk.3.", f"blk.{count}."))
+        for tensor in header.tensors
+        if tensor.name.startswith("blk.3.")
+    )
+    more = {"qwen35.block_count": count + 1, "qwen35.nextn_predict_layers": 1}
+    longer = replace(
+        header,
+        metadata={**header.metadata, **more},
+        tensors=(*header.tensors, *ahead),
+    )
+    config = ServerConfig(None, context_size=4096, flash_attn=True, no_mmap=True)
+
+    assert plan_memory(longer, config).host == plan_memory(header, config).host
 
 
 def test_fits_keeps_a_margin(header_of: Callable[[str], GGUFHeader]) -> None:
@@ -357,7 +468,9 @@ def test_the_older_rule_is_that_of_llama_fit_params(
         timeout=60,
     )
 
-    config = ServerConfig(None, context_size=4096, n_batch=2048, flash_attn=True)
+    config = ServerConfig(
+        None, context_size=4096, n_batch=2048, flash_attn=True, extra_args=["-nr"]
+    )
     host = plan_memory(model, config, build=7760).host
     weights, cache, compute = done.stdout.split()[1:4]
     printed = re.search(r"compute buffer size =\s*([\d.]+) MiB", done.stderr)
@@ -403,6 +516,9 @@ def test_tensors_of_unknown_names_do_not_break_the_plan(
     plan = plan_memory(replace(header, tensors=renamed), config)
     exact = plan_memory(header, config)
 
+    assert not plan.known
+    assert not plan.host.known
+    assert any("rough estimate" in note for note in plan.notes)
     assert plan.host.compute == pytest.approx(exact.host.compute, rel=0.5)
 
 
@@ -520,6 +636,58 @@ def test_a_context_beyond_training_fits_but_is_not_praised(
     assert plan.verdict == (
         "It fits, but the model was made for 40,960 tokens of context."
     )
+
+
+HOSTILE = [
+    -1, 0, 2**31, 2**63, 2**64 - 1, 1.5, float("nan"), float("inf"), "many", True,
+    [1, 2], ["a"], [],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=repr)
+@pytest.mark.parametrize(
+    "name", ["qwen3-30b-a3b", "gemma-3-1b", "granite-4.0-h-tiny", "glm-4.7-flash"]
+)
+def test_hostile_numbers_are_refused_or_planned(
+    name: str, value: Any, header_of: Callable[[str], GGUFHeader]
+) -> None:
+    """Whatever a header holds: a plan without negative bytes, or a GGUFError."""
+    header = header_of(name)
+    own = [key for key in header.metadata if key.startswith(SHAPES[name].architecture)]
+    for key in own:
+        changed = replace(header, metadata={**header.metadata, key: value})
+        with contextlib.suppress(GGUFError):
+            plan = plan_memory(changed, ON_GPU, "2x15")
+            plan.table()
+            for place in plan.places:
+                assert all(size >= 0 for size in place.parts.values()), key
+
+
+@pytest.mark.parametrize("count", [0, 1, 35, 37, 10**6, 2**31 - 1])
+def test_layers_must_be_there(
+    count: int, header_of: Callable[[str], GGUFHeader]
+) -> None:
+    """A header that counts other layers than the file has is refused at once."""
+    header = header_of("qwen3-4b")
+    changed = {**header.metadata, "qwen3.block_count": count}
+
+    with pytest.raises(GGUFError, match=r"36|layers"):
+        plan_memory(replace(header, metadata=changed), ON_GPU)
+
+
+def test_a_name_cannot_steer_the_terminal(
+    header_of: Callable[[str], GGUFHeader],
+) -> None:
+    """Escapes, line ends and marks of direction of a name never reach the reader."""
+    header = header_of("qwen3-4b")
+    evil = "a\x1b[31mRED\nFAKE: It fits.\r\u202e" + "x" * 100_000
+    changed = replace(header, metadata={**header.metadata, "general.name": evil})
+    plan = plan_memory(changed, ON_GPU, "2x15")
+
+    for text in (plan.table(), repr(plan), plan._repr_html_()):
+        assert not {"\x1b", "\r", "\u202e"} & set(text)
+        assert "\nFAKE" not in text
+        assert len(text) < 10_000
 
 
 # ── refused ──────────────────────────────────────────────────────────────────────

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -48,6 +49,10 @@ DECODERS: list[dict[str, Any]] = [
     {"context_size": 2048, "embeddings": True, "n_batch": 512, "pooling": "none"},
     {"context_size": 2048, "embeddings": True, "n_batch": 512, "pooling": "mean"},
     {"parallel": 4, "extra_args": ["--kv-unified"]},
+    {"context_size": 300, "parallel": 3},
+    {"context_size": 700, "parallel": 2, "extra_args": ["--kv-unified"]},
+    {"context_size": 512, "no_mmap": True},
+    {"context_size": 16384, "parallel": 2, "extra_args": ["--swa-full"]},
 ]  # fmt: skip
 
 ENCODERS: list[dict[str, Any]] = [
@@ -58,6 +63,7 @@ ENCODERS: list[dict[str, Any]] = [
     {"context_size": 2048, "parallel": 4, "n_batch": 512},
     {"context_size": 512, "pooling": "mean", "n_batch": 512},
     {"context_size": 512, "pooling": "cls", "n_batch": 256, "n_ubatch": 256},
+    {"context_size": 2048, "cache_type_k": "q8_0", "n_batch": 512},
 ]
 
 MOST_CACHE = 6 * 2**30  # bytes: the caches are written to, so they take real memory
@@ -70,6 +76,10 @@ def cells_of(shape: Shape) -> Iterator[dict[str, Any]]:
     encoder = shape.architecture in ("bert", "nomic-bert", "gemma-embedding")
     for changes in ENCODERS if encoder else DECODERS:
         values = {**BASE, **changes}
+        if "--swa-full" in values.get("extra_args", []) and not any(
+            key.startswith("attention.sliding_window") for key in shape.metadata
+        ):
+            continue
         if encoder:
             values["embeddings"] = True
         if shape.architecture == "deepseek2" and "cache_type_k" in values:
@@ -108,9 +118,16 @@ def too_large(shape: Shape, values: dict[str, Any]) -> bool:
         "attention.key_length",
         width // max(shape.metadata["attention.head_count"], 1),
     )
+    if values.get("no_mmap") and weights_bytes(shape) > MOST_CACHE:
+        return True
     tokens = values["context_size"]
     layers = shape.metadata["block_count"]
     return bool(4 * layers * heads * length * tokens > MOST_CACHE)
+
+
+def weights_bytes(shape: Shape) -> int:
+    """Return about the bytes of a shape's tensors."""
+    return sum(int(math.prod(axes) * 0.7) for _, _, axes in shape.tensor_table())
 
 
 def main() -> int:
