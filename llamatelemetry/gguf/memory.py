@@ -29,6 +29,7 @@ from llamatelemetry.gguf._cards import (
 from llamatelemetry.gguf._html import printable
 from llamatelemetry.gguf._placement import Place, Request, places
 from llamatelemetry.gguf._plan_notes import notes
+from llamatelemetry.gguf._settings import CELL_STEP
 from llamatelemetry.gguf._shape import ModelShape, known_architectures
 from llamatelemetry.gguf.estimates import (
     CUDA_CONTEXT_BYTES,
@@ -265,8 +266,8 @@ def _name(header: GGUFHeader) -> str:
 def _largest_context(request: Request) -> int:
     """Return the largest context that fits, found by halving."""
     shape, slots = request.shape, request.config.parallel
-    step = 256 * slots
-    most = max(shape.training_context, 256) * slots // step
+    step = CELL_STEP * slots
+    most = max(shape.training_context // CELL_STEP, 1)
 
     def fits(steps: int) -> bool:
         config = request.config.replace(context_size=steps * step)

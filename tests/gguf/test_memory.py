@@ -415,6 +415,31 @@ def test_max_context_without_a_limit_is_the_models_own(
     assert plan_memory(header_of("qwen3-4b"), ON_GPU).max_context() == 40960
 
 
+def test_context_zero_is_the_models_own(
+    header_of: Callable[[str], GGUFHeader],
+) -> None:
+    """Context 0 plans what the model was made for, as llama-server starts it."""
+    plan = plan_memory(header_of("qwen3-4b"), ON_GPU.replace(context_size=0))
+
+    assert plan.context == 40960
+    assert plan == plan.with_config(context_size=40960).with_config(context_size=0)
+
+
+def test_rerankers_and_embedders_keep_more(
+    header_of: Callable[[str], GGUFHeader],
+) -> None:
+    """Embeddings and scores are asked of every token, so more is put out."""
+    header = header_of("qwen3-4b")
+    config = ServerConfig(None, context_size=2048, flash_attn=True)
+    chat = plan_memory(header, config).host
+    embedder = plan_memory(header, config.replace(embeddings=True)).host
+    reranker = plan_memory(header, config.replace(rerank=True)).host
+
+    assert embedder.compute > chat.compute
+    assert reranker.compute > chat.compute
+    assert embedder.output == chat.output + 2560 * 4
+
+
 def test_the_host_can_have_a_limit(header_of: Callable[[str], GGUFHeader]) -> None:
     """Without cards, the host's own memory decides."""
     config = ServerConfig(None, context_size=4096)
