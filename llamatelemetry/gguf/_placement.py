@@ -128,11 +128,17 @@ class Request:
         """The cards the configuration uses."""
         return chosen_gpus(self.config, self.gpus)
 
-    @cached_property
+    @property
     def buildable(self) -> bool:
         """Whether the model's graph can be built from its tensors."""
+        return self.input_bytes is not None
+
+    @cached_property
+    def input_bytes(self) -> int | None:
+        """Bytes that are filled before a prompt's graph runs; None without a graph."""
         prompt, _ = self.settings.batches(self.shape)
-        return _graph(self.shape, prompt) is not None
+        graph = _graph(self.shape, prompt)
+        return None if graph is None else _input_bytes(graph)
 
     @cached_property
     def settings(self) -> Settings:
@@ -375,8 +381,7 @@ def _graph_bytes(
     )  # fmt: skip
     if graph is None:
         return _rough_compute(request.shape, batch)
-    inputs = sum(leaf.size for leaf in graph.leaves if leaf.is_input)
-    return reserved_bytes(graph, alignment) + (copies - 1) * inputs
+    return reserved_bytes(graph, alignment) + (copies - 1) * _input_bytes(graph)
 
 
 def _rough_compute(shape: ModelShape, batch: Batch) -> int:
@@ -425,17 +430,12 @@ def _host_compute(
         )
         for batch in settings.batches(shape)
     )
-    if not request.cards:
-        return size
     # The host fills the inputs that the cards get a copy of.
-    prompt, _ = settings.batches(shape)
-    return size + _input_bytes(shape, prompt)
+    return size + (request.input_bytes or 0 if request.cards else 0)
 
 
-def _input_bytes(shape: ModelShape, batch: Batch) -> int:
-    graph = _graph(shape, batch)
-    leaves = [] if graph is None else graph.leaves
-    return sum(leaf.size for leaf in leaves if leaf.is_input)
+def _input_bytes(graph: Graph) -> int:
+    return sum(leaf.size for leaf in graph.leaves if leaf.is_input)
 
 
 def _graph(shape: ModelShape, batch: Batch, **options: Any) -> Graph | None:

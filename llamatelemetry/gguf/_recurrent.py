@@ -7,7 +7,7 @@ llama.cpp (b11434).
 from __future__ import annotations
 
 from llamatelemetry.gguf._build import Build, biased, norm, project
-from llamatelemetry.gguf._graph import Tensor
+from llamatelemetry.gguf._graph import Axes, Tensor
 from llamatelemetry.gguf._shape import Layer
 
 
@@ -175,20 +175,8 @@ def _delta_net(build: Build, layer: int, values: Tensor) -> Tensor:
     state = graph.view(state, (length, length, heads, sequences))
     line = graph.like("unary", line)
     strides = (length * line.item, line.strides[1], line.strides[2])
-    query, key = (
-        graph.view(line, (length, groups, steps, sequences), strides) for _ in range(2)
-    )
+    query, key = (_query_or_key(build, line, split, strides) for _ in range(2))
     value = graph.view(line, split, strides)
-    query, key = (
-        graph.like("scale", graph.like("rms_norm", part)) for part in (query, key)
-    )
-    if shape.traits.repeats_heads and groups != heads:
-        flat = (length, 1, groups, steps * sequences)
-        whole = (length, heads // groups, groups, steps * sequences)
-        query, key = (
-            graph.view(graph.make("repeat", whole, graph.view(part, flat)), split)
-            for part in (query, key)
-        )
     rows = (steps + length) * sequences
     result = graph.make(
         "delta_net", (length * heads, rows), query, key, value, *gates, state
@@ -201,6 +189,22 @@ def _delta_net(build: Build, layer: int, values: Tensor) -> Tensor:
     seen = graph.view(seen, (inner, steps, sequences))
     out = project(build, layer, "ssm_out", seen)
     return graph.view(out, (out.shape[0], batch.tokens))
+
+
+def _query_or_key(
+    build: Build, line: Tensor, split: Axes, strides: tuple[int, ...]
+) -> Tensor:
+    """Return the queries or the keys of a delta net, as many as it has heads."""
+    graph, shape = build.graph, build.shape
+    length, heads, steps, sequences = split
+    groups = shape.number("ssm.group_count")
+    part = graph.view(line, (length, groups, steps, sequences), strides)
+    part = graph.like("scale", graph.like("rms_norm", part))
+    if not shape.traits.repeats_heads or groups == heads:
+        return part
+    flat = (length, 1, groups, steps * sequences)
+    whole = (length, heads // groups, groups, steps * sequences)
+    return graph.view(graph.make("repeat", whole, graph.view(part, flat)), split)
 
 
 def _decay_and_beta(build: Build, layer: int, values: Tensor) -> tuple[Tensor, Tensor]:
