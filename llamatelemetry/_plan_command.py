@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from llamatelemetry._units import GIB, MIB, format_file_size
-from llamatelemetry.exceptions import ConfigurationError, LLCudaError
-from llamatelemetry.gguf._cards import margin_bytes, parse_gpus
-from llamatelemetry.gguf.estimates import estimate_vram
-from llamatelemetry.gguf.memory import MemoryPlan, plan_memory
+from llamatelemetry._plan_advice import instead
+from llamatelemetry._units import GIB
+from llamatelemetry.exceptions import ConfigurationError
+from llamatelemetry.gguf._cards import parse_gpus
+from llamatelemetry.gguf.memory import plan_memory
 from llamatelemetry.server._linux import available_memory
 from llamatelemetry.server.config import ServerConfig
-from llamatelemetry.setup._hub import list_files
-from llamatelemetry.setup._names import ModelFile, model_files, parse_reference
-from llamatelemetry.setup.catalog import catalog, find_model
+from llamatelemetry.setup._names import nearest_names
+from llamatelemetry.setup.catalog import catalog
 
 _DOES_NOT_FIT = 3
 _ALL_LAYERS = 999
-_MOST_NAMED = 3
+_MOST_HOST_GIB = 2**14
 # Which option sets a field of the configuration, for messages.
 _OPTIONS = {
     "context_size": "--ctx-size",
@@ -77,7 +77,13 @@ def _add_configuration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpus", default="2x15", metavar="SIZES",
         help="GiB of each card, as in 2x15, 15,24 or 2xt4, or 'none' for this "
-        "machine's memory; 15 is a T4, of which 14.7 are free (default 2x15: Kaggle)",
+        "machine's memory; 15 and 16 are a T4, of which 14.7 are free, other sizes "
+        "are taken as free (default 2x15: Kaggle)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--host-memory", dest="host", type=_host, metavar="GIB",
+        help="GiB of the host's memory to stay within, beside cards: Kaggle has about "
+        "30; no limit unless said",
     )  # fmt: skip
     parser.add_argument(
         "--cache-type", "--cache", dest="cache", default="f16", metavar="TYPE",
@@ -100,23 +106,42 @@ def _add_configuration(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS", help="tokens computed at once (default 512)",
     )  # fmt: skip
     parser.add_argument(
-        "--mmproj", metavar="FILE", help="the multimodal projector, if there is one"
-    )
+        "-kvu", "--kv-unified", action="store_true",
+        help="all slots share one context",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mmproj", metavar="FILE",
+        help="the multimodal projector, named like the model",
+    )  # fmt: skip
     parser.add_argument(
         "--no-flash-attn", action="store_true", help="without flash attention"
     )
 
 
 def _count(text: str) -> int:
-    """Read a number of tokens, as in 32768 or 32k."""
-    cleaned = text.lower().replace("_", "")
-    if cleaned.endswith("k"):
-        return int(cleaned[:-1]) * 1024
-    return int(cleaned)
+    """Read a number of tokens, as in 32768, 32,768 or 32k."""
+    number = re.fullmatch(r"(\d+)(k?)", text.lower().replace("_", "").replace(",", ""))
+    if number is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens: 8192 or 8k")
+    return int(number[1]) * (1024 if number[2] else 1)
 
 
 def _layers(text: str) -> int:
-    return _ALL_LAYERS if text in ("all", "-1") else int(text)
+    if text in ("all", "-1"):
+        return _ALL_LAYERS
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of layers: 20 or all")
+    return int(text)
+
+
+def _host(text: str) -> int:
+    try:
+        size = float(text)
+    except ValueError:
+        size = 0.0
+    if not 0 < size <= _MOST_HOST_GIB:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of GiB: 30, say")
+    return int(size * GIB)
 
 
 def run_plan(options: argparse.Namespace) -> int:
@@ -130,14 +155,15 @@ def run_plan(options: argparse.Namespace) -> int:
             message = message.replace(field, option)
         raise ConfigurationError(message) from None
     model = _named(options.model)
-    host_free = None if gpus else available_memory()
+    host_free = options.host
+    if host_free is None and not (gpus and config.n_gpu_layers):
+        host_free = available_memory()
     plan = plan_memory(model, config, gpus, host_free=host_free)
+    others = [] if plan.fits else instead(model, plan)
     if options.json:
-        print(json.dumps(plan.to_dict(), indent=2))
+        print(json.dumps({**plan.to_dict(), "instead": others}, indent=2))
     else:
-        print(plan.table())
-        if not plan.fits:
-            print("\n" + "\n".join(_instead(model, plan)))
+        print("\n".join([plan.table(), *([""] if others else []), *others]))
     return 0 if plan.fits else _DOES_NOT_FIT
 
 
@@ -155,6 +181,7 @@ def _configuration(options: argparse.Namespace, *, with_cards: bool) -> ServerCo
         cache_type_k=keys,
         cache_type_v=values or keys,
         mmproj_path=options.mmproj,
+        extra_args=["--kv-unified"] if options.kv_unified else [],
     )
 
 
@@ -162,66 +189,11 @@ def _named(name: str) -> str:
     """Return what a name of the catalog stands for; any other text as it is."""
     if name == "demo" or "/" in name or name.endswith(".gguf") or Path(name).is_file():
         return name
-    return find_model(name).reference
-
-
-# ── what would fit instead ───────────────────────────────────────────────────────
-
-
-def _instead(model: str, plan: MemoryPlan) -> list[str]:
-    """Return a line for each thing that would make it fit."""
-    lines = []
-    if plan.config.flash_attn and plan.config.cache_type_k == "f16":
-        smaller = plan.with_config(cache_type_k="q8_0", cache_type_v="q8_0")
-        if smaller.fits:
-            lines.append("With --cache-type q8_0 it fits.")
-    reference = parse_reference(model)
-    if reference is None:
-        named = ", ".join(recommended(plan)) or "none for so much context"
-        lines.append(f"Models of the catalog that fit: {named}.")
-        return lines
-    try:
-        files = list_files(reference.repo, reference.revision)
-    except LLCudaError as error:
-        return [*lines, f"Other quantizations could not be listed: {error}"]
-    found = largest_that_fits(plan, model_files(files))
-    if found is None:
-        return [*lines, f"No quantization in {reference.repo} fits."]
-    name = found.label or found.paths[0]
-    size = format_file_size(found.size)
-    where = f"Nearest that fits in {reference.repo}"
-    return [*lines, f"{where}: {name}, {size} (estimated from its size)."]
-
-
-def largest_that_fits(
-    plan: MemoryPlan, candidates: list[ModelFile]
-) -> ModelFile | None:
-    """Return the largest of the files with which a plan would fit, or None."""
-    for candidate in sorted(candidates, key=lambda each: each.size, reverse=True):
-        if candidate.size > MIB and plan.for_size(candidate.size).fits:
-            return candidate
-    return None
-
-
-def recommended(plan: MemoryPlan) -> list[str]:
-    """Return the largest chat models of the catalog that fit where a plan does not.
-
-    Estimated from their sizes, for the plan's context and the sum of its cards.
-    """
-    free = sum(place.free or 0 for place in plan.devices or (plan.host,))
-    names = []
-    for entry in sorted(catalog(), key=lambda each: each.total_bytes, reverse=True):
-        try:
-            need = estimate_vram(
-                entry.parameters,
-                entry.quantization or "Q4_K_M",
-                plan.context,
-                architecture=entry.architecture,
-                gpus=max(len(plan.devices), 1),
-            )
-        except ConfigurationError:  # a recipe or a family that has no estimate
-            continue
-        needed = int(need * GIB)
-        if "chat" in entry.tasks and needed + margin_bytes(needed) <= free:
-            names.append(entry.id)
-    return names[:_MOST_NAMED]
+    known = {model.id: model.reference for model in catalog()}
+    if name.lower() in known:
+        return known[name.lower()]
+    near = ", ".join(nearest_names(name, known, most=8)) or "those of its list"
+    raise ConfigurationError(
+        f"{name!r} is no file here, and no name of the catalog, whose nearest are "
+        f"{near}; a file ends in .gguf, a repository is named owner/repository"
+    )

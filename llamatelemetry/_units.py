@@ -1,4 +1,6 @@
-"""Bytes, MiB and GiB: the only place where one becomes another or becomes text.
+"""What is shown to people: sizes, and the texts that others wrote.
+
+This is the only place where bytes, MiB and GiB become one another or become text.
 
 Memory is counted in bytes and shown in binary units (1 GiB = 2**30 bytes), because
 that is what nvidia-smi and llama.cpp print. Files and downloads are shown in decimal
@@ -10,6 +12,8 @@ from __future__ import annotations
 KIB = 2**10
 MIB = 2**20
 GIB = 2**30
+
+_LONGEST = 200  # characters of one text; a hostile file may hold a megabyte
 
 
 def format_memory(size_bytes: int) -> str:
@@ -26,3 +30,19 @@ def format_file_size(size_bytes: int) -> str:
         if size_bytes >= unit:
             return f"{size_bytes / unit:.1f} {name}"
     return f"{size_bytes} B"
+
+
+def printable(text: str, most: int = _LONGEST) -> str:
+    """Return a text of one line, without the control characters a file may hold.
+
+    Neither a terminal nor a page can be steered by it: escapes, line ends and marks of
+    direction become U+FFFD.
+
+    Args:
+        text: What somebody else wrote.
+        most: Characters after which it is cut.
+    """
+    shown = text[:most] + ("…" if len(text) > most else "")
+    if shown.isprintable():
+        return shown
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in shown)

@@ -53,7 +53,9 @@ def test_it_does_not_fit(model: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert code == 3
     assert "It does not fit: CUDA0 needs" in said
     assert "tokens of context would fit" in said
-    assert "Models of the catalog that fit: " in said
+    assert "On two such cards it fits." in said
+    assert "With -ngl " in said
+    assert "Smaller models of the catalog that may fit (estimated): gemma-4-12b" in said
 
 
 def test_a_smaller_cache_is_offered(
@@ -173,6 +175,8 @@ def repository(header: tuple[bytes, int]) -> Repository:
     [
         (["absent.gguf"], "absent.gguf"),
         (["qwen3-fourteen"], "qwen3-14b"),
+        (["nothere.guf"], "is no file here"),
+        (["demo", "-np", "300"], "1 to 256"),
         (["demo", "--gpus", "many"], "2x15"),
         (["demo", "--cache", "q9"], "q8_0"),
         (["demo", "--slots", "0"], "--parallel"),
@@ -192,10 +196,30 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--ctx", "8kb"], "8192 or 8k"),
+        (["-ngl", "1.5"], "20 or all"),
+        (["--host-memory", "much"], "30, say"),
+    ],
+)
+def test_numbers_are_shown_how_they_are_written(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An option that is no number is answered with one that is."""
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "demo", *arguments])
+
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("text", "sizes"),
     [
         ("2x15", [T4_FREE_BYTES, T4_FREE_BYTES]),
         ("15,24", [T4_FREE_BYTES, 24 * 2**30]),
+        ("16", [T4_FREE_BYTES]),
         ("2x8,80", [8 * 2**30, 8 * 2**30, 80 * 2**30]),
         ("14.5", [int(14.5 * 2**30)]),
         ("2xT4", [T4_FREE_BYTES, T4_FREE_BYTES]),

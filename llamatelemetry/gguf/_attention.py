@@ -205,8 +205,10 @@ def _flash(build: Build, layer: Layer, heads: Heads) -> Tensor:
     """Flash attention: one operation, which needs no matrix of scores."""
     graph, batch = build.graph, build.batch
     query, key, value = heads
-    if not build.shape.traits.cache:
-        key, value = (_cast(build, part) for part in (key, value))
+    if batch.casts_keys:
+        key = _cast(build, key)
+    if batch.casts_values:
+        value = _cast(build, value)
     mask = build.inputs["mask_window" if layer.windowed else "mask"]
     sinks = build.part(layer.index, "attn_sinks.weight")
     shape = (value.shape[0], query.shape[2], query.shape[1], query.shape[3])

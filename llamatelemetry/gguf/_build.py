@@ -27,6 +27,8 @@ class Batch:
         flash: Whether attention is computed by one operation.
         rotates_keys: Whether keys are rotated before they are quantized.
         rotates_values: Whether values are.
+        casts_keys: Whether flash attention gets a copy of the keys in f16.
+        casts_values: The same for values.
         copies_keys: Whether attention needs quantized keys as f16, as on CUDA.
         copies_values: The same for values.
         embedded: Whether the embeddings were looked up elsewhere: on the host.
@@ -42,6 +44,8 @@ class Batch:
     flash: bool
     rotates_keys: bool = False
     rotates_values: bool = False
+    casts_keys: bool = False
+    casts_values: bool = False
     copies_keys: bool = False
     copies_values: bool = False
     embedded: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Protocol, runtime_checkable
 
 from llamatelemetry._units import GIB, MIB
@@ -14,7 +15,7 @@ from llamatelemetry.server.config import ServerConfig
 T4_FREE_BYTES = 15_096 * MIB
 """Free on an idle Tesla T4 of Kaggle, of 15,360 MiB in all, as nvidia-smi says."""
 
-_T4_NAMES = ("t4", "15")
+_T4_NAMES = ("t4", "15", "16")
 _MOST_GIB = 1024
 _MOST_CARDS = 16  # GGML_CUDA_MAX_DEVICES
 _LEAST_BYTES = MIB  # less is a mistake in the unit
@@ -54,16 +55,27 @@ class GPUMemory:
                 f"index={self.index!r} is no card's; CUDA counts from 0 to "
                 f"{_MOST_CARDS - 1}"
             )
-        if self.free_bytes is not None and self.free_bytes < _LEAST_BYTES:
-            raise ConfigurationError(
-                f"free_bytes={self.free_bytes!r} is less than a MiB; it is counted in "
-                "bytes: 15 * 2**30 for 15 GiB"
-            )
+        if self.free_bytes is not None:
+            check_bytes("free_bytes", self.free_bytes)
 
     @classmethod
     def t4(cls, count: int = 2) -> list[GPUMemory]:
         """Return idle T4s, as Kaggle has two of."""
         return [cls(index, T4_FREE_BYTES) for index in range(count)]
+
+
+def check_bytes(name: str, value: object) -> None:
+    """Refuse what is no size in bytes.
+
+    Raises:
+        ConfigurationError: It is no whole number, or was meant in another unit.
+    """
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or int(value) < _LEAST_BYTES:  # type: ignore[call-overload]
+        raise ConfigurationError(
+            f"{name}={value!r} is no size of a MiB or more; it is counted in bytes: "
+            "15 * 2**30 for 15 GiB"
+        )
 
 
 def margin_bytes(needed: int) -> int:
@@ -76,8 +88,9 @@ def parse_gpus(text: str) -> list[GPUMemory]:
 
     Args:
         text: ``2x15`` for two cards with 15 GiB each, ``15,24`` for two different
-            ones, ``2xt4``, or ``none``. Fifteen GiB are those of a T4, of which 15,096
-            MiB are free; other sizes are taken literally.
+            ones, ``2xt4``, or ``none``. 15 and 16 are a T4's sizes, as nvidia-smi and
+            its data sheet have them, of which 15,096 MiB are free; other sizes are
+            taken as free.
 
     Raises:
         ConfigurationError: It speaks of none.
@@ -135,8 +148,8 @@ def _checked(card: object) -> GPU:
     if isinstance(card, GPU):
         return card
     raise ConfigurationError(
-        f"gpus holds {card!r}, which is no card; give GPUMemory.t4(2), objects with "
-        "index and free_bytes, or text like '2x15'"
+        f"gpus holds {card!r}, which is no card; give text like '2x15', or objects "
+        "with index and free_bytes, such as llamatelemetry.gguf.GPUMemory.t4(2)"
     )
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from llamatelemetry._units import printable
+
 __all__ = [
     "COLOURS",
     "FREE",
@@ -38,9 +40,9 @@ COLOURS = (
 FREE = "rgba(128,128,128,.22)"
 """The colour of what is not used."""
 
+_LIMIT = "#c0392b"
 _LINE = "1px solid rgba(128,128,128,.35)"
 _QUIET = "opacity:.7"
-_LONGEST = 120  # characters of one text; a hostile file may hold a megabyte
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +62,15 @@ class Segment:
     detail: str = ""
 
 
-def bar(segments: Iterable[Segment], *, title: str = "") -> str:
+def bar(
+    segments: Iterable[Segment], *, title: str = "", limit: float | None = None
+) -> str:
     """Return a bar of segments side by side, and what each colour means.
 
     Args:
         segments: The parts; what they leave of the bar stays empty.
         title: Text before the bar.
+        limit: Where a line is drawn that the parts should not cross, 0 to 1.
     """
     parts = list(segments)
     strips = "".join(
@@ -80,13 +85,18 @@ def bar(segments: Iterable[Segment], *, title: str = "") -> str:
         f"{_text(part.label)}{_quiet(part.detail)}</span>"
         for part in parts
     )
+    if limit is not None:
+        strips += (
+            f'<div style="position:absolute;left:calc({_share(limit)} - 2px);top:0;'
+            f'width:2px;height:100%;background:{_LIMIT}"></div>'
+        )
     told = "; ".join(_told(part) for part in parts)
     head = f"<div>{_text(title)}</div>" if title else ""
     return (
         f'<div style="margin:.5em 0">{head}'
         f'<div role="img" aria-label="{_text(told)}" style="display:flex;'
-        "height:1.1em;max-width:48em;border-radius:4px;overflow:hidden;"
-        f'background:{FREE};margin:.2em 0">{strips}</div>'
+        "position:relative;height:1.1em;max-width:48em;border-radius:4px;"
+        f'overflow:hidden;margin:.2em 0">{strips}</div>'
         f'<div style="font-size:90%">{legend}</div></div>'
     )
 
@@ -151,16 +161,6 @@ def verdict(text: str, *, good: bool | None) -> str:
     return (
         f'<div style="font-weight:600;color:{colour};margin:.4em 0">{_text(text)}</div>'
     )
-
-
-def printable(text: str) -> str:
-    """Return a text of one line, without the control characters a file may hold.
-
-    Neither a terminal nor a page can be steered by it: escapes, line ends and marks of
-    direction become U+FFFD, and it is cut after some hundred characters.
-    """
-    shown = text[:_LONGEST] + ("…" if len(text) > _LONGEST else "")
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in shown)
 
 
 def _text(value: object) -> str:

@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from llamatelemetry._units import MIB
+from llamatelemetry.exceptions import ModelError
 from llamatelemetry.gguf import _sizes
 from llamatelemetry.gguf._allocator import (
     CPU_ALIGNMENT,
@@ -19,6 +19,7 @@ from llamatelemetry.gguf._allocator import (
 from llamatelemetry.gguf._build import Batch
 from llamatelemetry.gguf._cards import GPU, chosen_gpus, margin_bytes
 from llamatelemetry.gguf._graph import Graph
+from llamatelemetry.gguf._html import printable
 from llamatelemetry.gguf._model import build_graph
 from llamatelemetry.gguf._settings import Settings, has_flag
 from llamatelemetry.gguf._shape import Layer, ModelShape
@@ -113,6 +114,9 @@ class Request:
         build: llama.cpp's build number; None for today's.
         cuda_context: Bytes CUDA takes on a card.
         host_free: Bytes of host memory to stay within; None for no limit.
+        scaled_to: Bytes of another file that the tensors were scaled to; None for
+            the sizes of the header.
+        beside: Bytes of projectors and adapters whose headers were read already.
     """
 
     header: GGUFHeader = field(repr=False)
@@ -122,6 +126,13 @@ class Request:
     build: int | None
     cuda_context: int
     host_free: int | None = None
+    scaled_to: int | None = None
+    beside: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def known(self) -> bool:
+        """Whether plans like this one were compared with llama.cpp."""
+        return self.shape.traits.known and self.buildable and self.scaled_to is None
 
     @cached_property
     def cards(self) -> tuple[GPU, ...]:
@@ -198,7 +209,7 @@ def _card(request: Request, homes: Sequence[int | None], number: int) -> Place:
         kv_cache=cached,
         compute=_card_compute(request, settings, homes, number),
         cuda=request.cuda_context,
-        projector=_file_bytes(config.mmproj_path) if first else 0,
+        projector=_projector_bytes(request) if first else 0,
         adapters=_share_of_adapters(request, len(layers)),
     )
 
@@ -219,15 +230,12 @@ def _host(request: Request, homes: Sequence[int | None]) -> Place:
     return Place(
         name="host",
         free=request.host_free,
-        known=alone
-        and shape.traits.known
-        and request.buildable
-        and request.build is None,
+        known=alone and request.known and request.build is None,
         weights=_host_weights(request, held, repacked),
         kv_cache=cached,
         compute=_host_compute(request, settings, homes),
         output=_sizes.output_bytes(shape, settings),
-        projector=_file_bytes(config.mmproj_path) if alone else 0,
+        projector=_projector_bytes(request) if alone else 0,
         adapters=_share_of_adapters(request, len(layers)),
         repacked=sum(tensor.n_bytes for tensor in repacked),
         prompt_cache=(config.cache_ram or 0) * MIB,
@@ -346,16 +354,33 @@ def _is_repacked(
     )
 
 
-def _file_bytes(path: str | os.PathLike[str] | None) -> int:
-    """Return the bytes of the tensors of a file beside the model."""
-    if path is None:
-        return 0
-    header = read_header(Path(path))
-    return sum(tensor.n_bytes for tensor in header.tensors)
+def _bytes_beside(request: Request, path: str, kind: str) -> int:
+    """Return the bytes of the tensors of a file beside the model.
+
+    Raises:
+        ModelError: There is no such file, or it is of another kind.
+    """
+    if path not in request.beside:
+        header = read_header(path)
+        architecture = header.metadata.get("general.architecture")
+        said = str(header.metadata.get("general.type", ""))
+        if said != kind and (kind != "mmproj" or architecture != "clip"):
+            raise ModelError(
+                f"{header.source}: is no {kind}, its general.type is "
+                f"{printable(said or 'missing')!r}"
+            )
+        request.beside[path] = sum(tensor.n_bytes for tensor in header.tensors)
+    return request.beside[path]
+
+
+def _projector_bytes(request: Request) -> int:
+    path = request.config.mmproj_path
+    return 0 if path is None else _bytes_beside(request, os.fspath(path), "mmproj")
 
 
 def _share_of_adapters(request: Request, layers: int) -> int:
-    total = sum(_file_bytes(path) for path in request.config.lora_paths)
+    paths = request.config.lora_paths
+    total = sum(_bytes_beside(request, path, "adapter") for path in paths)
     return total * layers // max(request.shape.layer_count, 1)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llamatelemetry._units import format_memory
+from llamatelemetry._units import format_file_size, format_memory
 from llamatelemetry.gguf._html import printable
 from llamatelemetry.gguf._placement import Request
 from llamatelemetry.gguf._settings import FEW_OUTPUTS_BUILD, has_flag
@@ -43,6 +43,9 @@ def _refused(request: Request) -> list[str]:
             quantized and not settings.flash,
         "llama.cpp refuses two cache types for this model":
             shape.latent and settings.key_type != settings.value_type,
+        f"llama.cpp ends with an error where {settings.slots} slots share batches of "
+        f"{settings.tokens} tokens unevenly and embeddings are means":
+            settings.pooling == "mean" and settings.tokens % settings.slots,
     })  # fmt: skip
 
 
@@ -58,7 +61,7 @@ def _surprising(request: Request) -> list[str]:
         f"{settings.cells:,} tokens per slot are more than the {trained:,} the model "
         "was made for": 0 < trained < settings.cells,
         f"tensor_split has {shares} shares for {len(cards)} cards":
-            cards and shares > len(cards),
+            cards and shares and shares != len(cards),
         "the host's weights are what stays mapped of the file, from the first tensor "
         "that stays there to the last": cards and partly and not config.no_mmap,
     })  # fmt: skip
@@ -82,13 +85,16 @@ def _assumed(request: Request) -> list[str]:
         "its compute buffer is a rough estimate": not request.buildable,
         f"before build {FEW_OUTPUTS_BUILD}, llama.cpp may keep logits of every token "
         "of a batch; planned so": settings.all_outputs,
+        "the weights are scaled to a file of "
+        f"{format_file_size(request.scaled_to or 0)}": request.scaled_to,
         f"split_mode={config.split_mode!r} is planned like 'layer'":
             config.split_mode in ("row", "tensor") and len(request.cards) > 1,
         "projector and adapters: their weights only, not what they compute":
             config.mmproj_path is not None or config.lora_paths,
         "cards are estimated, nothing was measured on CUDA yet: "
         f"{format_memory(request.cuda_context)} for CUDA itself, a margin of "
-        f"{GPU_MARGIN_SHARE:.0%} and {format_memory(GPU_MARGIN_BYTES)}": request.cards,
+        f"{GPU_MARGIN_SHARE:.0%} of what is needed and "
+        f"{format_memory(GPU_MARGIN_BYTES)}": request.cards,
         "cached prompts may take up to 8 GiB more of the host (cache_ram)":
             config.cache_ram is None and shape.traits.cache,
     })  # fmt: skip

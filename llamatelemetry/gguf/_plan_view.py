@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llamatelemetry._units import format_memory
+from llamatelemetry._units import GIB, format_memory
 from llamatelemetry.gguf import _html
 from llamatelemetry.gguf._placement import Place
 
@@ -18,12 +18,17 @@ PARTS = {
     "kv_cache": ("KV cache", "#e69f00"),
     "compute": ("compute", "#009e73"),
     "output": ("output", "#56b4e9"),
-    "cuda": ("CUDA", "#999999"),
+    "cuda": ("CUDA", "#5d5d5d"),
     "projector": ("projector", "#cc79a7"),
     "adapters": ("adapters", "#d55e00"),
     "repacked": ("repacked", "#7fb8d8"),
     "prompt_cache": ("prompt cache", "#f0e442"),
 }
+
+_MARGIN = (
+    "repeating-linear-gradient(45deg,rgba(128,128,128,.7) 0 2px,transparent 2px 5px)"
+)
+_MUCH = 4 * GIB  # of the host's memory, beside cards: too much to leave unsaid
 
 
 def rows(plan: MemoryPlan) -> list[dict[str, Any]]:
@@ -84,17 +89,23 @@ def text(plan: MemoryPlan) -> str:
 
 def title(plan: MemoryPlan) -> str:
     """Return what was planned, in a line."""
+    return f"{plan.model} ({plan.architecture}): {_configured(plan)}"
+
+
+def _configured(plan: MemoryPlan) -> str:
+    """Return what of a configuration decides how much memory it takes."""
     config = plan.config
-    slots = f"{config.parallel} slots" if config.parallel > 1 else "1 slot"
+    slots = "1 slot"
+    if config.parallel > 1 and plan.slot_context < plan.context:
+        slots = f"{config.parallel} slots of {plan.slot_context:,}"
+    elif config.parallel > 1:
+        slots = f"{config.parallel} slots that share them"
     cache = config.cache_type_k
     if config.cache_type_v != cache:
         cache = f"{cache}/{config.cache_type_v}"
     flash = "flash attention" if config.flash_attn else "no flash attention"
     kept = f"{cache} cache, " if any(place.kv_cache for place in plan.places) else ""
-    return (
-        f"{plan.model} ({plan.architecture}): {plan.context:,} tokens of context, "
-        f"{slots}, {kept}{flash}"
-    )
+    return f"{plan.context:,} tokens of context, {slots}, {kept}{flash}"
 
 
 def verdict(plan: MemoryPlan) -> str:
@@ -105,7 +116,7 @@ def verdict(plan: MemoryPlan) -> str:
     if plan.fits and plan.context > largest:
         return f"It fits, but the model was made for {largest:,} tokens of context."
     if plan.fits:
-        return f"It fits; up to {largest:,} tokens of context would."
+        return f"It fits; up to {largest:,} tokens of context would.{_host_too(plan)}"
     tight = plan.tightest
     margin = f" and a margin of {format_memory(tight.margin)}" if tight.is_gpu else ""
     lacking = (
@@ -117,14 +128,25 @@ def verdict(plan: MemoryPlan) -> str:
     return f"{lacking} No context would make it fit."
 
 
+def _host_too(plan: MemoryPlan) -> str:
+    """Say how much of the host is needed, where that was not compared with anything."""
+    host = plan.host
+    if host.free is not None or not plan.devices or host.needed < _MUCH:
+        return ""
+    return f" The host must have {format_memory(host.needed)}, too."
+
+
 def html(plan: MemoryPlan) -> str:
     """Return the plan as HTML: a verdict, a bar for each device, the notes."""
-    scale = max(max(place.needed, place.free or 0, 1) for place in plan.places)
+    scale = max(
+        max(place.needed + place.margin, place.free or 0, 1) for place in plan.places
+    )
     good = None if not plan.limited else plan.fits
     bars = [_bar(place, scale) for place in plan.places]
     lines = [[note] for note in plan.notes]
     verdict = _html.verdict(plan.verdict, good=good)
-    return _html.panel(plan.model, title(plan), verdict, *bars, _html.table(lines))
+    subtitle = f"{plan.architecture}, {_configured(plan)}"
+    return _html.panel(plan.model, subtitle, verdict, *bars, _html.table(lines))
 
 
 def _bar(place: Place, scale: int) -> str:
@@ -135,22 +157,19 @@ def _bar(place: Place, scale: int) -> str:
         if (size := getattr(place, name))
     ]
     heading = f"{place.name}: {format_memory(place.needed)}"
-    if place.free is not None and place.left is not None:
-        heading += f" of {format_memory(place.free)} that are free"
-        if place.left < 0:
-            heading += f", {format_memory(-place.left)} short with its margin"
-        else:
-            rest = place.free - place.needed
-            margin = place.margin / scale
-            segments += [
-                _html.Segment(
-                    "margin", margin, "#c0c0c0", format_memory(place.margin)
-                ),
-                _html.Segment(
-                    "free", rest / scale - margin, _html.FREE, format_memory(place.left)
-                ),
-            ]  # fmt: skip
-    return _html.bar(segments, title=f"{heading} ({_basis(place)})")
+    if place.free is None or place.left is None:
+        return _html.bar(segments, title=f"{heading} ({_basis(place)})")
+    heading += f" of {format_memory(place.free)} that are free"
+    if place.left < 0:
+        heading += f", {format_memory(-place.left)} short with its margin"
+    if place.margin:
+        told = format_memory(place.margin)
+        segments.append(_html.Segment("margin", place.margin / scale, _MARGIN, told))
+    if place.left > 0:
+        told = format_memory(place.left)
+        segments.append(_html.Segment("free", place.left / scale, _html.FREE, told))
+    title = f"{heading} ({_basis(place)})"
+    return _html.bar(segments, title=title, limit=place.free / scale)
 
 
 def _shown(plan: MemoryPlan) -> list[str]:

@@ -101,17 +101,19 @@ class Settings:
     ) -> tuple[Batch, Batch]:
         """Return the two graphs that memory is reserved for: prompt and generation."""
         whole = -(-self.tokens // self.slots) * self.slots
-        few = self.slots if not (self.embeddings or self.all_outputs) else whole
+        everything = self.embeddings or self.all_outputs
         prompt = Batch(
             tokens=whole,
             sequences=self.slots,
-            outputs=min(whole, few),
+            outputs=self.tokens if everything else self.slots,
             streams=self.streams,
             cells=self.cells,
             window_cells=self.window_cells,
             flash=self.flash,
             rotates_keys=self._rotates(shape, self.key_type, "key_length"),
             rotates_values=self._rotates(shape, self.value_type, "value_length"),
+            casts_keys=self._is_cast(shape, self.key_type),
+            casts_values=self._is_cast(shape, self.value_type),
             copies_keys=on_gpu and self.key_type.block_size > 1,
             copies_values=on_gpu and self.value_type.block_size > 1,
             embedded=on_gpu,
@@ -127,6 +129,10 @@ class Settings:
             getattr(layer, length) for layer in shape.layers if not layer.recurrent
         }
         return all(number % ROTATED == 0 for number in lengths)
+
+    def _is_cast(self, shape: ModelShape, kind: GGMLType) -> bool:
+        """Whether flash attention needs a copy: of f32, and of what is not cached."""
+        return self.flash and (kind.name == "F32" or not shape.traits.cache)
 
 
 def has_flag(arguments: Sequence[str], *spellings: str) -> bool:

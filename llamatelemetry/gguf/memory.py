@@ -23,6 +23,7 @@ from llamatelemetry.gguf._cards import (
     GPU,
     T4_FREE_BYTES,
     GPUMemory,
+    check_bytes,
     checked_gpus,
     parse_gpus,
 )
@@ -83,6 +84,21 @@ class MemoryPlan:
         return self._request.config
 
     @property
+    def slot_context(self) -> int:
+        """Tokens of context of one slot; all of them where the slots share them."""
+        return self._request.settings.cells
+
+    @property
+    def model_bytes(self) -> int:
+        """Bytes of the model's tensors."""
+        return sum(tensor.n_bytes for tensor in self._request.header.tensors)
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model writes text, and does not only embed it."""
+        return self._request.shape.causal
+
+    @property
     def needed(self) -> int:
         """Bytes in sum over the cards and the host."""
         return sum(place.needed for place in self.places)
@@ -120,6 +136,29 @@ class MemoryPlan:
         """
         return self._largest
 
+    def max_gpu_layers(self) -> int:
+        """Return the most layers that fit on the cards, the output counted as one.
+
+        The rest stays on the host. 0 if none does, or if there are no cards.
+        """
+        request = self._request
+        if not self.limited or not request.gpus:
+            return 0
+
+        def room(layers: int) -> int:
+            return _room(request, n_gpu_layers=layers)
+
+        return _last_with_room(room, request.shape.layer_count + 1)
+
+    def with_gpus(self, gpus: Sequence[GPU] | str | None) -> MemoryPlan:
+        """Return the plan of the same model and configuration on other cards.
+
+        Raises:
+            ConfigurationError: They are no cards, or not those of the configuration.
+        """
+        chosen = None if gpus is None else checked_gpus(gpus)
+        return _plan(replace(self._request, gpus=chosen))
+
     def with_config(self, **changes: Any) -> MemoryPlan:
         """Return the plan of the same model with these fields of the config changed.
 
@@ -133,7 +172,11 @@ class MemoryPlan:
 
         Args:
             file_bytes: Bytes of the other file, or of all its shards.
+
+        Raises:
+            ConfigurationError: No model is as small as that.
         """
+        check_bytes("file_bytes", file_bytes)
         header = self._request.header
         share = file_bytes / max(sum(each.n_bytes for each in header.tensors), 1)
         tensors = tuple(
@@ -145,7 +188,7 @@ class MemoryPlan:
             for each in header.tensors
         )
         scaled = replace(header, tensors=tensors)
-        return _plan(replace(self._request, header=scaled))
+        return _plan(replace(self._request, header=scaled, scaled_to=file_bytes))
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one dictionary per device, in bytes.
@@ -213,7 +256,8 @@ def plan_memory(
     Raises:
         GGUFError: The file is not GGUF, or holds no model that a server loads.
         ModelError: There is no such file.
-        ConfigurationError: The cards are none, or not those of the configuration.
+        ConfigurationError: The cards are none, or not those of the configuration, or a
+            size is none.
 
     Examples:
         >>> plan = plan_memory("model.gguf", gpus="2x15")  # doctest: +SKIP
@@ -230,6 +274,8 @@ def plan_memory(
         raise ConfigurationError(
             f"config is a {type(config).__name__}, not a ServerConfig"
         )
+    if host_free is not None:
+        check_bytes("host_free", host_free)
     request = Request(
         header=header,
         shape=ModelShape.of(header),
@@ -248,7 +294,7 @@ def _plan(request: Request) -> MemoryPlan:
     return MemoryPlan(
         model=_name(request.header),
         architecture=printable(shape.architecture),
-        known=shape.traits.known and request.buildable,
+        known=request.known,
         context=request.settings.context,
         devices=tuple(cards),
         host=host,
@@ -269,13 +315,15 @@ def _largest_context(request: Request) -> int:
     most = max(request.shape.training_context // CELL_STEP, 1)
 
     def room(steps: int) -> int:
-        config = request.config.replace(context_size=steps * step)
-        planned = places(replace(request, config=config))
-        return min(
-            (place.left for place in planned if place.left is not None), default=0
-        )
+        return _room(request, context_size=steps * step)
 
     return step * _last_with_room(room, most)
+
+
+def _room(request: Request, **changes: Any) -> int:
+    """Return what is left on the tightest device after these changes."""
+    planned = places(replace(request, config=request.config.replace(**changes)))
+    return min((place.left for place in planned if place.left is not None), default=0)
 
 
 def _last_with_room(room: Callable[[int], int], most: int) -> int:

@@ -324,12 +324,16 @@ _RANGES: dict[str, tuple[int, int, str]] = {
     "port": (0, 65535, "1 to 65535, or 0 for any free one"),
     "n_gpu_layers": (0, 2**31 - 1, "0 (none) or more; 99 is all of nearly any model"),
     "main_gpu": (0, 15, "0 to 15"),
-    "context_size": (0, 2**31 - 1, "0 (the model's own) or more"),
+    "context_size": (0, 2**31 - 1, "0 (the model's own) to 2,147,483,647"),
     "n_batch": (1, 2**31 - 1, "1 or more"),
     "n_ubatch": (1, 2**31 - 1, "1 or more"),
     "threads": (1, 4096, "1 or more"),
     "threads_batch": (1, 4096, "1 or more, or None"),
-    "parallel": (1, 1024, "1 or more"),
+    "parallel": (
+        1,
+        256,
+        "1 to 256",
+    ),  # LLAMA_MAX_SEQ in llama.cpp's src/llama-cparams.h
     "cache_ram": (0, 2**31 - 1, "0 (none) or more MiB"),
 }
 

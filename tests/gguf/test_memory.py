@@ -28,6 +28,7 @@ from llamatelemetry.gguf.memory import (
     T4_FREE_BYTES,
     GPUMemory,
     MemoryPlan,
+    _last_with_room,
     known_architectures,
     plan_memory,
 )
@@ -408,6 +409,46 @@ def test_max_context_is_zero_where_the_weights_alone_are_too_large(
     assert "No context would make it fit" in plan.verdict
 
 
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "qwen3-30b-a3b", "gemma-3-12b"])
+def test_max_gpu_layers_is_the_most_that_fit(
+    name: str, header_of: Callable[[str], GGUFHeader]
+) -> None:
+    """So many layers fit on a card that is too small for all, and one more does not."""
+    plan = plan_memory(header_of(name), ON_GPU, [GPUMemory(0, 4 * GIB)])
+    most = plan.max_gpu_layers()
+
+    assert not plan.fits
+    assert 0 < most <= len(plan._request.shape.layers)
+    assert plan.with_config(n_gpu_layers=most).fits
+    assert not plan.with_config(n_gpu_layers=most + 1).fits
+
+
+def test_max_gpu_layers_without_a_limit(
+    header_of: Callable[[str], GGUFHeader],
+) -> None:
+    """Where a card has room for all, it is all of them; without cards, none."""
+    header = header_of("qwen3-4b")
+
+    assert plan_memory(header, ON_GPU, "1x80").max_gpu_layers() == 37
+    assert plan_memory(header, ON_GPU, []).max_gpu_layers() == 0
+    assert plan_memory(header, ON_GPU).max_gpu_layers() == 0
+
+
+@pytest.mark.parametrize("ends_at", [1, 2, 3, 500, 998, 999, 1000])
+@pytest.mark.parametrize("bend", [1, 3])
+def test_the_last_number_with_room_is_found(ends_at: int, bend: int) -> None:
+    """Whether room shrinks in a straight line or not, nothing fitting is passed over."""
+    asked = []
+
+    def room(number: int) -> int:
+        asked.append(number)
+        return int(ends_at**bend - number**bend)
+
+    assert _last_with_room(room, 1000) == ends_at
+    assert _last_with_room(lambda number: -number, 1000) == 0
+    assert len(asked) < 24
+
+
 def test_max_context_without_a_limit_is_the_models_own(
     header_of: Callable[[str], GGUFHeader],
 ) -> None:
@@ -447,22 +488,90 @@ def test_the_host_can_have_a_limit(header_of: Callable[[str], GGUFHeader]) -> No
 
     assert plan_memory(header, config, [], host_free=16 * GIB).fits
     assert not plan_memory(header, config, [], host_free=2 * GIB).fits
+    for meant in (16, 0, -GIB, "16", 1.5 * GIB, True):
+        with pytest.raises(ConfigurationError, match="host_free"):
+            plan_memory(header, config, [], host_free=meant)
+
+
+def test_much_of_the_host_is_said(header_of: Callable[[str], GGUFHeader]) -> None:
+    """The verdict names what the host must have where that is much and unchecked."""
+    header = header_of("llama-3.1-8b")
+    config = ON_GPU.replace(n_gpu_layers=1, context_size=131072)
+
+    assert "The host must have" in plan_memory(header, config, "2x15").verdict
+    assert "host" not in plan_memory(header, ON_GPU, "2x15").verdict
+    limited = plan_memory(header, config, "2x15", host_free=4 * GIB)
+    assert "It does not fit: host needs" in limited.verdict
+
+
+def test_another_quantization_is_estimated_from_its_size(
+    header_of: Callable[[str], GGUFHeader],
+) -> None:
+    """Weights scale, caches stay, the plan says so, and sizes that are none are not."""
+    header = header_of("llama-3.1-8b")
+    plan = plan_memory(header, ON_GPU, "1x15")
+    larger = plan.for_size(8_500_000_000)
+
+    assert larger.devices[0].kv_cache == plan.devices[0].kv_cache
+    assert larger.devices[0].weights > 1.6 * plan.devices[0].weights
+    assert not larger.known
+    assert any("scaled to a file of 8.5 GB" in note for note in larger.notes)
+    for size in (8.5, 0, "Q8_0"):
+        with pytest.raises(ConfigurationError, match="file_bytes"):
+            plan.for_size(size)  # type: ignore[arg-type]
+
+
+def test_the_same_model_on_other_cards(
+    header_of: Callable[[str], GGUFHeader],
+) -> None:
+    """with_gpus gives the plan that the same cards give at once."""
+    header = header_of("llama-3.1-8b")
+    one = plan_memory(header, ON_GPU, "1x8")
+
+    assert one.with_gpus("2x8") == plan_memory(header, ON_GPU, "2x8")
+    assert one.with_gpus(None) == plan_memory(header, ON_GPU)
+    with pytest.raises(ConfigurationError, match="2x15"):
+        one.with_gpus("many")
 
 
 def test_a_projector_and_adapters_are_counted(
     header_of: Callable[[str], GGUFHeader], tmp_path: Path
 ) -> None:
     """The tensors of the files beside the model count where they will lie."""
-    beside = write_shape(SHAPES["qwen2.5-0.5b"], tmp_path / "beside.gguf")
-    size = sum(tensor.n_bytes for tensor in read_header(beside).tensors)
+    shape = SHAPES["qwen2.5-0.5b"]
+    images = write_shape(shape, tmp_path / "images.gguf", kind="mmproj")
+    lora = write_shape(shape, tmp_path / "lora.gguf", kind="adapter")
+    size = sum(tensor.n_bytes for tensor in read_header(lora).tensors)
     header = header_of("qwen3-4b")
 
-    projector = plan_memory(header, ON_GPU.replace(mmproj_path=beside))
-    adapter = plan_memory(header, ON_GPU.replace(lora_path=beside))
+    projector = plan_memory(header, ON_GPU.replace(mmproj_path=images))
+    adapter = plan_memory(header, ON_GPU.replace(lora_path=lora))
 
     assert projector.devices[0].projector == size
     assert adapter.devices[0].adapters == size
     assert any("weights only" in note for note in adapter.notes)
+
+
+def test_a_model_is_no_projector_and_no_adapter(
+    header_of: Callable[[str], GGUFHeader], tmp_path: Path
+) -> None:
+    """A file of another kind beside the model is refused, with what it says it is."""
+    model = write_shape(SHAPES["qwen2.5-0.5b"], tmp_path / "model.gguf")
+    for beside in ("mmproj_path", "lora_path"):
+        with pytest.raises(ModelError, match=r"is no \w+, its general.type is"):
+            plan_memory(header_of("qwen3-4b"), ON_GPU.replace(**{beside: model}))
+
+
+def test_a_file_beside_is_read_once(
+    header_of: Callable[[str], GGUFHeader], tmp_path: Path
+) -> None:
+    """The largest context of a model with an adapter is found without its file."""
+    lora = write_shape(SHAPES["qwen2.5-0.5b"], tmp_path / "a.gguf", kind="adapter")
+    plan = plan_memory(header_of("qwen3-4b"), ON_GPU.replace(lora_path=lora), "1x8")
+    lora.unlink()
+
+    assert 0 < plan.max_context() < 40960
+    assert plan.with_config(parallel=2).devices[0].adapters > 0
 
 
 def test_older_builds_keep_all_logits(header_of: Callable[[str], GGUFHeader]) -> None:
@@ -557,6 +666,8 @@ def test_tensors_of_unknown_names_do_not_break_the_plan(
         (ON_GPU, "cached prompts"),
         (ON_GPU.replace(n_gpu_layers=0), "cards are not used"),
         (ON_GPU.replace(tensor_split="1,1,1"), "3 shares for 2 cards"),
+        (ON_GPU.replace(tensor_split="1"), "1 shares for 2 cards"),
+        (ON_GPU.replace(embeddings=True, pooling="mean", parallel=3), "unevenly"),
         (ON_GPU.replace(n_gpu_layers=5), "stays mapped of the file"),
     ],
 )
@@ -597,9 +708,44 @@ def test_html_shows_a_bar_for_each_device(
     html = plan_memory(hostile, ON_GPU, GPUMemory.t4(2))._repr_html_()
 
     assert html.count('role="img"') == 3
+    assert html.count("position:absolute") == 2  # a line where each card ends
     assert "It fits" in html
     assert "<script" not in html
     assert "CUDA1" in html
+
+
+def test_html_shows_a_card_that_is_too_small(
+    header_of: Callable[[str], GGUFHeader],
+) -> None:
+    """The line of a card's limit stands before the bar's end, and nothing is free."""
+    plan = plan_memory(header_of("llama-3.1-8b"), ON_GPU, [GPUMemory(0, 4 * GIB)])
+    card = plan.devices[0]
+    html = plan._repr_html_()
+
+    limit = re.search(r"left:calc\(([\d.]+)% - 2px\)", html)
+    assert limit is not None
+    whole = card.needed + card.margin
+    assert float(limit[1]) == pytest.approx(400 * GIB / whole, abs=0.01)
+    assert "short with its margin" in html
+    assert "free" not in html.split("short with its margin")[1].split("host")[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"parallel": 4}, "8,192 tokens of context, 4 slots of 2,048"),
+        ({"parallel": 4, "extra_args": ["-kvu"]}, "4 slots that share them"),
+        ({}, "8,192 tokens of context, 1 slot,"),
+    ],
+)
+def test_the_title_says_what_a_slot_has(
+    changes: dict[str, Any], said: str, header_of: Callable[[str], GGUFHeader]
+) -> None:
+    """A context over several slots is told apart from one that each of them has."""
+    plan = plan_memory(header_of("qwen3-4b"), ON_GPU.replace(**changes), "2x15")
+
+    assert said in plan.table()
+    assert said.partition(",")[0] in plan._repr_html_()
 
 
 def test_the_repr_is_short(header_of: Callable[[str], GGUFHeader]) -> None:
@@ -768,8 +914,10 @@ def test_what_are_no_cards_is_refused(
         plan_memory(header_of("qwen3-4b"), ON_GPU, gpus)
 
 
-@pytest.mark.parametrize(("index", "free"), [(-1, None), (16, None), (0, 15)])
-def test_a_card_that_makes_no_sense_is_refused(index: int, free: int | None) -> None:
+@pytest.mark.parametrize(
+    ("index", "free"), [(-1, None), (16, None), (0, 15), (0, "15"), (0, 15.5 * GIB)]
+)
+def test_a_card_that_makes_no_sense_is_refused(index: int, free: Any) -> None:
     """GiB given as bytes, and an index CUDA does not have, are noticed at once."""
     with pytest.raises(ConfigurationError):
         GPUMemory(index, free)

@@ -53,6 +53,9 @@ DECODERS: list[dict[str, Any]] = [
     {"context_size": 700, "parallel": 2, "extra_args": ["--kv-unified"]},
     {"context_size": 512, "no_mmap": True},
     {"context_size": 16384, "parallel": 2, "extra_args": ["--swa-full"]},
+    {"cache_type_k": "f32", "cache_type_v": "f32", "context_size": 4096},
+    {"context_size": 3000, "embeddings": True, "pooling": "last", "n_batch": 128,
+     "n_ubatch": 128, "parallel": 3},
 ]  # fmt: skip
 
 ENCODERS: list[dict[str, Any]] = [
@@ -64,6 +67,13 @@ ENCODERS: list[dict[str, Any]] = [
     {"context_size": 512, "pooling": "mean", "n_batch": 512},
     {"context_size": 512, "pooling": "cls", "n_batch": 256, "n_ubatch": 256},
     {"context_size": 2048, "cache_type_k": "q8_0", "n_batch": 512},
+    {
+        "context_size": 512,
+        "pooling": "cls",
+        "n_batch": 64,
+        "n_ubatch": 64,
+        "parallel": 5,
+    },
 ]
 
 MOST_CACHE = 6 * 2**30  # bytes: the caches are written to, so they take real memory

@@ -48,10 +48,19 @@ def read_shapes() -> dict[str, Shape]:
 
 
 def write_shape(
-    shape: Shape, path: Path, *, metadata: dict[str, Any] | None = None
+    shape: Shape,
+    path: Path,
+    *,
+    metadata: dict[str, Any] | None = None,
+    kind: str | None = None,
 ) -> Path:
-    """Write the model file with a hole for its data, and return its path."""
+    """Write the model file with a hole for its data, and return its path.
+
+    Its ``general.type`` is ``kind``, where one is given: "adapter", "mmproj".
+    """
     writer = gguf.GGUFWriter(str(path), shape.architecture)
+    if kind is not None:
+        writer.add_type(kind)
     for key, value in {**shape.metadata, **(metadata or {})}.items():
         _add(writer, f"{shape.architecture}.{key}", value)
     _add_vocabulary(writer, shape)
