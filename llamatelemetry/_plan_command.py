@@ -53,7 +53,9 @@ def describe_plan(commands: Any) -> None:
     )
     parser.set_defaults(run=run_plan)
     _add_model(parser)
-    _add_configuration(parser)
+    _add_devices(parser)
+    _add_cache(parser)
+    _add_batch(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, in bytes")
 
 
@@ -65,15 +67,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "the Hugging Face Hub, a name of the catalog such as qwen3-14b, or 'demo'; "
         "nothing but its header is read",
     )
-
-
-def _add_configuration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-c", "--ctx-size", "--ctx", dest="context", type=_count, metavar="TOKENS",
-        default=4096,
-        help="context over all slots, as in 32768 or 32k; 0 is the model's own "
-        "(default 4096)",
+        "--mmproj", metavar="FILE",
+        help="the multimodal projector, named like the model",
     )  # fmt: skip
+
+
+def _add_devices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpus", default="2x15", metavar="SIZES",
         help="GiB of each card, as in 2x15, 15,24 or 2xt4, or 'none' for this "
@@ -86,36 +86,60 @@ def _add_configuration(parser: argparse.ArgumentParser) -> None:
         "30; no limit unless said",
     )  # fmt: skip
     parser.add_argument(
-        "--cache-type", "--cache", dest="cache", default="f16", metavar="TYPE",
-        help="type of the KV cache, as in q8_0, or of keys and values, as in q8_0,f16",
-    )  # fmt: skip
-    parser.add_argument(
-        "-np", "--parallel", "--slots", dest="slots", type=int, default=1, metavar="N",
-        help="requests served at once",
-    )  # fmt: skip
-    parser.add_argument(
-        "-ngl", "--gpu-layers", type=_layers, default=_ALL_LAYERS, metavar="N",
+        "-ngl", "--gpu-layers", "--n-gpu-layers", type=_layers,
+        default=_ALL_LAYERS, metavar="N",
         help="layers on the cards; all of them unless said",
     )  # fmt: skip
     parser.add_argument(
         "-ts", "--tensor-split", "--split", dest="split", metavar="SHARES",
         help="the share of each card, as in 3,1",
     )  # fmt: skip
+
+
+def _add_cache(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-ub", "--ubatch-size", "--ubatch", dest="ubatch", type=_count, default=512,
-        metavar="TOKENS", help="tokens computed at once (default 512)",
+        "-c", "--ctx-size", "--ctx", dest="context", type=_count, metavar="TOKENS",
+        default=4096,
+        help="context over all slots, as in 32768 or 32k; 0 is the model's own "
+        "(default 4096)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-np", "--parallel", "--slots", dest="slots", type=int, default=1, metavar="N",
+        help="requests served at once",
     )  # fmt: skip
     parser.add_argument(
         "-kvu", "--kv-unified", action="store_true",
         help="all slots share one context",
     )  # fmt: skip
     parser.add_argument(
-        "--mmproj", metavar="FILE",
-        help="the multimodal projector, named like the model",
+        "--cache-type", "--cache", dest="cache", default="f16", metavar="TYPE",
+        help="type of the KV cache, as in q8_0, or of keys and values, as in q8_0,f16",
+    )  # fmt: skip
+    for flag, spelling, which in (
+        ("-ctk", "--cache-type-k", "keys"), ("-ctv", "--cache-type-v", "values"),
+    ):  # fmt: skip
+        parser.add_argument(
+            flag, spelling, dest=which, metavar="TYPE", help=f"of the {which} only"
+        )
+    parser.add_argument(
+        "-fa", "--flash-attn", dest="flash", nargs="?", choices=("on", "off", "auto"),
+        const="on", default="on", help="flash attention (default on)",
     )  # fmt: skip
     parser.add_argument(
-        "--no-flash-attn", action="store_true", help="without flash attention"
-    )
+        "--no-flash-attn", dest="flash", action="store_const", const="off",
+        help="without flash attention",
+    )  # fmt: skip
+
+
+def _add_batch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-b", "--batch-size", dest="batch", type=_count, metavar="TOKENS",
+        help="tokens handed over at once (default 2048)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-ub", "--ubatch-size", "--ubatch", dest="ubatch", type=_count, default=512,
+        metavar="TOKENS", help="tokens computed at once (default 512)",
+    )  # fmt: skip
 
 
 def _count(text: str) -> int:
@@ -174,12 +198,12 @@ def _configuration(options: argparse.Namespace, *, with_cards: bool) -> ServerCo
         n_gpu_layers=options.gpu_layers if with_cards else 0,
         tensor_split=options.split,
         context_size=options.context,
-        flash_attn=not options.no_flash_attn,
-        n_batch=max(2048, options.ubatch),
+        flash_attn=options.flash != "off",
+        n_batch=options.batch or max(2048, options.ubatch),
         n_ubatch=options.ubatch,
         parallel=options.slots,
-        cache_type_k=keys,
-        cache_type_v=values or keys,
+        cache_type_k=(options.keys or keys).lower(),
+        cache_type_v=(options.values or values or keys).lower(),
         mmproj_path=options.mmproj,
         extra_args=["--kv-unified"] if options.kv_unified else [],
     )

@@ -96,6 +96,7 @@ FLOORS = {
     "api/client": 3,
     "api/gguf": 5,
     "_conversation": 5,
+    "_plan_advice": 5,
     "_plan_command": 5,
     "cli": 5,
 }

@@ -9,9 +9,11 @@ import pytest
 from shapes import read_shapes, write_shape
 from stand_in_hub import HubFile, Repository, StandInHub
 
+from llamatelemetry._plan_advice import recommended
 from llamatelemetry.cli import main
 from llamatelemetry.exceptions import ConfigurationError
 from llamatelemetry.gguf.memory import T4_FREE_BYTES, parse_gpus, plan_memory
+from llamatelemetry.server import ServerConfig
 from llamatelemetry.setup.catalog import find_model
 
 REPO = "somebody/Qwen3-14B-GGUF"
@@ -109,6 +111,105 @@ def test_json_is_for_programs(model: Path, capsys: pytest.CaptureFixture[str]) -
     assert [place["device"] for place in plan["devices"]] == ["CUDA0", "CUDA1", "host"]
     assert plan["verdict"].startswith("It fits")
     assert plan["devices"][0]["margin"] > 0
+
+
+def test_llama_servers_own_spellings_are_understood(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What one would give to llama-server is planned as llama-server takes it."""
+    words = "-fa on -ctk q8_0 -ctv q4_0 -b 1024 -ub 256 -np 2 -kvu -c 8,192 -ngl all"
+    main(["plan", str(model), *words.split(), "--json"])
+    config = json.loads(capsys.readouterr().out)["config"]
+
+    assert (config["cache_type_k"], config["cache_type_v"]) == ("q8_0", "q4_0")
+    assert (config["n_batch"], config["n_ubatch"]) == (1024, 256)
+    assert (config["parallel"], config["extra_args"]) == (2, ["--kv-unified"])
+    assert config["flash_attn"] is True
+
+    for spelling in (["-fa", "off"], ["--no-flash-attn"]):
+        main(["plan", str(model), *spelling, "--json"])
+        assert json.loads(capsys.readouterr().out)["config"]["flash_attn"] is False
+
+
+def test_the_host_can_be_the_limit(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Layers on the host must fit there, where it is said how much it has."""
+    few = ["-ngl", "1", "-c", "40k"]
+
+    assert main(["plan", str(model), *few, "--host-memory", "8"]) == 3
+    assert "It does not fit: host needs" in capsys.readouterr().out
+    assert main(["plan", str(model), *few, "--host-memory", "64"]) == 0
+    assert "The host must have" not in capsys.readouterr().out
+    assert main(["plan", str(model), *few]) == 0
+    assert "The host must have" in capsys.readouterr().out
+
+
+def test_without_layers_on_cards_the_host_decides(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """-ngl 0 is planned for this machine's memory, whatever cards there are."""
+    slots = "250"  # of 40,960 tokens: more than any machine's memory
+
+    assert main(["plan", str(model), "-ngl", "0", "-np", slots, "-c", "10000k"]) == 3
+    assert "It does not fit: host needs" in capsys.readouterr().out
+
+
+def test_what_would_fit_is_told_to_programs(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--json has the ways out as a list, which is empty where all is well."""
+    main(["plan", str(model), "--gpus", "1x12", "--ctx", "40960", "--json"])
+    assert (
+        "On two such cards it fits." in json.loads(capsys.readouterr().out)["instead"]
+    )
+
+    main(["plan", str(model), "--json"])
+    assert json.loads(capsys.readouterr().out)["instead"] == []
+
+
+def test_a_projector_on_the_hub_is_counted(
+    hub: StandInHub,
+    header: tuple[bytes, int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """--mmproj takes what the model takes, and reads as little of it."""
+    beside = write_shape(
+        read_shapes()["qwen2.5-0.5b"], tmp_path / "mmproj.gguf", kind="mmproj"
+    )
+    whole = repository(header)
+    hub.repositories[REPO] = whole
+    with beside.open("rb") as file:
+        start = file.read(16 * 2**20)
+    whole.files["mmproj-F16.gguf"] = HubFile(start, beside.stat().st_size - len(start))
+
+    arguments = ["plan", f"{REPO}:Q4_K_M", "--mmproj", f"{REPO}:mmproj-F16.gguf"]
+    assert main([*arguments, "--json"]) == 0
+    card = json.loads(capsys.readouterr().out)["devices"][0]
+    assert card["projector"] > 300 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "context"),
+    [("qwen3.6-27b", "1x15", 8192), ("llama-2-13b", "2x4", 200_000),
+     ("gpt-oss-20b", "5,6", 32768), ("bge-large-en", "0.9", 512)],
+)  # fmt: skip
+def test_models_that_are_named_instead_are_smaller_and_suit(
+    name: str, gpus: str, context: int, tmp_path: Path
+) -> None:
+    """They take fewer bytes, serve as long a context, and do the same thing."""
+    path = write_shape(read_shapes()[name], tmp_path / "model.gguf")
+    config = ServerConfig(None, n_gpu_layers=99, flash_attn=True, context_size=context)
+    plan = plan_memory(path, config, gpus)
+
+    named = recommended(plan)
+    assert not plan.fits
+    assert bool(named) == (context < 100_000)
+    for entry in map(find_model, named):
+        assert entry.total_bytes < plan.model_bytes
+        assert entry.native_context >= context
+        assert ("chat" if plan.generates else "embedding") in entry.tasks
 
 
 def test_a_cpu_is_planned_too(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class RecommendedModel:
     """A model that runs on Kaggle's T4 cards.

@@ -26,6 +26,10 @@ MOST_KEY_BYTES = 65535
 class Cursor:
     """A position in a header, and the bytes read so far.
 
+    Args:
+        source: The file.
+        spent: Header bytes of the shards before it, which count for the limit too.
+
     Attributes:
         buffer: The file's first bytes; it only grows.
         position: Where the next value stands, in bytes from the file's start.
@@ -34,11 +38,15 @@ class Cursor:
             left, and the tensor table.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, spent: int = 0) -> None:
         self.source = source
         self.buffer = bytearray()
         self.position = 0
         self.behind = 0
+        self._limit = MOST_HEADER_BYTES - spent
+        self._limit_words = format_memory(MOST_HEADER_BYTES)
+        if spent:
+            self._limit_words += " together with the shards before it"
         self._text_bytes = 0
         self.order: ByteOrder = "little"
         self.set_order("little")
@@ -60,7 +68,7 @@ class Cursor:
     def room(self) -> int:
         """Bytes the rest of the header can have at most."""
         size = self.source.size
-        end = MOST_HEADER_BYTES if size is None else min(size, MOST_HEADER_BYTES)
+        end = self._limit if size is None else min(size, self._limit)
         return end - self.position
 
     def ensure(self, end: int, what: str, expected_end: int = 0) -> None:
@@ -78,9 +86,9 @@ class Cursor:
             size = self.source.size
             if size is not None and end > size:
                 raise self._truncated(end, what)
-            if end > MOST_HEADER_BYTES:
+            if end > self._limit:
                 raise self.error(
-                    f"the header is larger than {format_memory(MOST_HEADER_BYTES)}: "
+                    f"the header is larger than {self._limit_words}: "
                     f"{what} ends at byte {end:,}. No known model has such a header, "
                     "so the file is damaged or made to do harm."
                 )
@@ -89,7 +97,7 @@ class Cursor:
             if size is not None:
                 expected = min(expected, size)
             piece = self.source.fetch(
-                start, end - start, min(expected, MOST_HEADER_BYTES) - start
+                start, end - start, min(expected, self._limit) - start
             )
             self.buffer += piece
             if not piece:
@@ -145,8 +153,8 @@ class Cursor:
                 at,
             )
         if count * least_bytes > self.room:
-            if self.room + self.position == MOST_HEADER_BYTES:
-                holder = f"a header of at most {format_memory(MOST_HEADER_BYTES)}"
+            if self.room + self.position == self._limit:
+                holder = f"a header of at most {self._limit_words}"
             else:
                 holder = f"the {max(self.room, 0):,} bytes left of the file"
             raise self.error(

@@ -1,4 +1,4 @@
-"""Says what a file is that is no GGUF file."""
+"""Says what a file is that is no GGUF file, and what a wrong value in one is."""
 
 from __future__ import annotations
 
@@ -7,8 +7,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from llamatelemetry._units import printable
+
+_SHOWN_TEXT = 120
 _SHOWN_BYTES = 16
 _LEAST_PRINTABLE = 32
+
+
+def shown(value: object) -> str:
+    """Return a value of a header as messages show it: short, whatever a file holds."""
+    if isinstance(value, str):
+        value = value[: _SHOWN_TEXT + 1]  # before its repr, which may be ten times it
+    return printable(repr(value), _SHOWN_TEXT)
 
 
 @cache

@@ -40,7 +40,7 @@ COLOURS = (
 FREE = "rgba(128,128,128,.22)"
 """The colour of what is not used."""
 
-_LIMIT = "#c0392b"
+_LIMIT = "background:#c0392b;box-shadow:0 0 0 1px #fff"
 _LINE = "1px solid rgba(128,128,128,.35)"
 _QUIET = "opacity:.7"
 
@@ -88,7 +88,7 @@ def bar(
     if limit is not None:
         strips += (
             f'<div style="position:absolute;left:calc({_share(limit)} - 2px);top:0;'
-            f'width:2px;height:100%;background:{_LIMIT}"></div>'
+            f'width:2px;height:100%;{_LIMIT}"></div>'
         )
     told = "; ".join(_told(part) for part in parts)
     head = f"<div>{_text(title)}</div>" if title else ""

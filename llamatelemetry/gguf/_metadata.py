@@ -9,6 +9,7 @@ from typing import Any
 
 from llamatelemetry._units import KIB
 from llamatelemetry.gguf._cursor import MOST_KEY_BYTES, Cursor
+from llamatelemetry.gguf._diagnosis import shown
 from llamatelemetry.gguf._values import ARRAY, NUMBER_TYPES, STRING, in_order
 from llamatelemetry.gguf.arrays import (
     GGUFArray,
@@ -27,8 +28,8 @@ MOST_STRINGS = 2**21
 
 Each is stepped over, which takes about 0.1 µs.
 """
-MOST_INNER_ARRAYS = 65536
-"""Arrays in arrays of one header, in sum; each costs about 200 bytes of memory."""
+MOST_INNER_ARRAYS = 4096
+"""Arrays in arrays of one header, in sum; no known model has any."""
 
 _EXPECTED_KEY_BYTES = 48
 _TYPE_NAMES = {number: kind.name for number, kind in NUMBER_TYPES.items()}
@@ -66,14 +67,14 @@ def read_metadata(
             )
         if key in values:
             raise cursor.error(
-                f"the key {key!r} stands in the header twice. llama.cpp refuses such "
-                "a file; convert the model again.",
+                f"the key {shown(key)} stands in the header twice. llama.cpp refuses "
+                "such a file; convert the model again.",
                 start,
             )
         if stop_before is not None and key.startswith(stop_before):
             cursor.position = start
             return values, False
-        values[key] = reader.read(key)
+        values[key] = reader.read(shown(key))
     return values, True
 
 
@@ -107,19 +108,19 @@ class _ValueReader:
         }
 
     def read(self, key: str) -> Any:
-        """Read the type and the value behind a key."""
+        """Read the type and the value behind a key, which is as messages show it."""
         cursor = self._cursor
         at = cursor.position
-        number = cursor.read_uint32(f"the type of {key!r}")
+        number = cursor.read_uint32(f"the type of {key}")
         if number == STRING:
-            return cursor.read_text(f"the value of {key!r}")
+            return cursor.read_text(f"the value of {key}")
         if number == ARRAY:
             return self._read_array(key, 1)
         kind = NUMBER_TYPES.get(number)
         if kind is None:
             raise self._unknown_type(key, number, at)
         end = cursor.position + kind.n_bytes
-        cursor.ensure(end, f"the value of {key!r}")
+        cursor.ensure(end, f"the value of {key}")
         value = self._numbers[number](cursor.buffer, cursor.position)[0]
         cursor.position = end
         return value
@@ -127,7 +128,7 @@ class _ValueReader:
     def _unknown_type(self, key: str, number: int, at: int) -> Exception:
         known = ", ".join(f"{one} {_TYPE_NAMES[one]}" for one in sorted(_TYPE_NAMES))
         return self._cursor.error(
-            f"the value of {key!r} has type {number}; known are {known}. The file is "
+            f"the value of {key} has type {number}; known are {known}. The file is "
             "damaged, or newer than this reader.",
             at,
         )
@@ -135,21 +136,21 @@ class _ValueReader:
     def _read_array(self, key: str, depth: int) -> GGUFArray:
         cursor = self._cursor
         at = cursor.position
-        number = cursor.read_uint32(f"the element type of {key!r}")
+        number = cursor.read_uint32(f"the element type of {key}")
         if number == ARRAY:
             return self._read_nested(key, depth)
         if number == STRING:
             left = MOST_STRINGS - self._strings
-            count = cursor.read_count(f"strings of {key!r}", 8, left)
+            count = cursor.read_count(f"strings of {key}", 8, left)
             self._strings += count
             return self._read_strings(key, count)
         kind = NUMBER_TYPES.get(number)
         if kind is None:
             raise self._unknown_type(key, number, at)
-        count = cursor.read_count(f"elements of {key!r}", kind.n_bytes)
+        count = cursor.read_count(f"elements of {key}", kind.n_bytes)
         start = cursor.position
         end = start + count * kind.n_bytes
-        cursor.ensure(end, f"the {count:,} elements of {key!r}")
+        cursor.ensure(end, f"the {count:,} elements of {key}")
         cursor.position = end
         return NumberArray(kind, cursor.order, cursor.buffer, start, count)
 
@@ -158,16 +159,16 @@ class _ValueReader:
         at = cursor.position
         if depth == MOST_ARRAY_DEPTH:
             raise cursor.error(
-                f"{key!r} has arrays in arrays more than {MOST_ARRAY_DEPTH} deep; "
+                f"{key} has arrays in arrays more than {MOST_ARRAY_DEPTH} deep; "
                 "no known model has any. The file is damaged.",
                 at,
             )
         # The smallest array is its element type and its count.
-        count = cursor.read_count(f"arrays of {key!r}", 12)
+        count = cursor.read_count(f"arrays of {key}", 12)
         self._inner_arrays += count
         if self._inner_arrays > MOST_INNER_ARRAYS:
             raise cursor.error(
-                f"{key!r} brings the arrays within arrays to {self._inner_arrays:,}; "
+                f"{key} brings the arrays within arrays to {self._inner_arrays:,}; "
                 f"at most {MOST_INNER_ARRAYS:,} are read. No known model has any.",
                 at,
             )
@@ -190,7 +191,7 @@ class _ValueReader:
             else:
                 todo = 0
             done = count - todo
-            what = f"string {done + bool(todo):,} of the {count:,} of {key!r}"
+            what = f"string {done + bool(todo):,} of the {count:,} of {key}"
             end = position + (8 if todo else 0)
             if end > len(buffer):
                 self._check_reach(key, start, position)
@@ -215,7 +216,7 @@ class _ValueReader:
             start += 8 + length
             index += 1
         raise cursor.error(
-            f"string {index + 1:,} of {key!r} is {length:,} bytes long, but only "
+            f"string {index + 1:,} of {key} is {length:,} bytes long, but only "
             f"{size - start - 8:,} are left of the file: the download is incomplete or "
             "the file is damaged. Fetch it again.",
             start,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llamatelemetry._units import GIB, format_memory
+from llamatelemetry._units import GIB, format_file_size, format_memory
 from llamatelemetry.gguf import _html
 from llamatelemetry.gguf._placement import Place
 
@@ -89,7 +89,8 @@ def text(plan: MemoryPlan) -> str:
 
 def title(plan: MemoryPlan) -> str:
     """Return what was planned, in a line."""
-    return f"{plan.model} ({plan.architecture}): {_configured(plan)}"
+    size = format_file_size(plan.model_bytes)
+    return f"{plan.model} ({plan.architecture}, {size}): {_configured(plan)}"
 
 
 def _configured(plan: MemoryPlan) -> str:
@@ -145,7 +146,8 @@ def html(plan: MemoryPlan) -> str:
     bars = [_bar(place, scale) for place in plan.places]
     lines = [[note] for note in plan.notes]
     verdict = _html.verdict(plan.verdict, good=good)
-    subtitle = f"{plan.architecture}, {_configured(plan)}"
+    size = format_file_size(plan.model_bytes)
+    subtitle = f"{plan.architecture}, {size}, {_configured(plan)}"
     return _html.panel(plan.model, subtitle, verdict, *bars, _html.table(lines))
 
 

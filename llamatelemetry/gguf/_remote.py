@@ -12,13 +12,13 @@ import contextlib
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from urllib.parse import quote, urljoin, urlsplit, urlunsplit
+from dataclasses import dataclass, replace
+from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 from llamatelemetry._connection import checked_url
 from llamatelemetry._deadline import Deadline
 from llamatelemetry._http import HTTPClient, StreamedReply
-from llamatelemetry._units import KIB, MIB, format_memory
+from llamatelemetry._units import KIB, MIB, format_memory, printable
 from llamatelemetry.exceptions import (
     ClientError,
     ConfigurationError,
@@ -27,6 +27,7 @@ from llamatelemetry.exceptions import (
     ModelError,
     RequestTimeoutError,
 )
+from llamatelemetry.gguf._diagnosis import shown
 from llamatelemetry.setup._hub import list_files, resolve_file
 from llamatelemetry.setup._names import (
     HubReference,
@@ -52,6 +53,7 @@ _TOTAL_SECONDS = 120.0
 _PATIENCE_SECONDS = 10.0
 _RETRY_DELAYS = (0.25, 0.5, 1.0)
 _LONGEST_WAIT_SECONDS = 5.0
+_LONGEST_NAME = 4096  # of a reference; a path has no more anywhere
 
 _REDIRECTS = {301, 302, 303, 307, 308}
 _REFUSED = {401, 403}
@@ -109,14 +111,17 @@ class RemoteSource:
         url: Its address.
         headers: Sent to that address's origin only. Never shown.
         location: Where the address leads at the moment, if that is known.
-        name: What it is called in messages; the address without its query by default.
+        reference: What it is called on the Hub, if it is a file there.
 
     Attributes:
-        name: What it is called in messages.
+        name: What it is called in messages: the reference, or the address without what
+            may be secret in it.
+        file_name: The name it has in its folder.
         size: Bytes of the file; None before the first bytes came, or if not told.
 
     Raises:
         ConfigurationError: The address is not one of HTTP.
+        DownloadError: It leads where no redirect may lead.
     """
 
     def __init__(
@@ -125,13 +130,18 @@ class RemoteSource:
         *,
         headers: Mapping[str, str] | None = None,
         location: str | None = None,
-        name: str | None = None,
+        reference: HubReference | None = None,
     ) -> None:
-        self.name = name or _without_query(url)
+        if reference is None:
+            self.name = _without_secrets(url)
+        else:
+            self.name = printable(str(reference), _LONGEST_NAME)
         self.size: int | None = None
         self._url = self._checked(url)
+        self._reference = reference
+        self.file_name = unquote(urlsplit(self._url).path.rpartition("/")[2])
         self._headers = dict(headers or {})
-        self._resolved = location
+        self._resolved = self._next_address(self._url, location) if location else None
         self._clients: dict[str, HTTPClient] = {}
         self._identity: tuple[str | None, int | None] | None = None
         self._received = 0
@@ -175,10 +185,12 @@ class RemoteSource:
 
     def sibling(self, name: str) -> RemoteSource:
         """Return the file of this name beside this one."""
+        reference = self._reference
+        if reference is not None and reference.path is not None:
+            folder = reference.path.removesuffix(self.file_name)
+            reference = replace(reference, path=folder + name)
         return RemoteSource(
-            _beside(self._url, name),
-            headers=self._headers,
-            name=re.sub(r"[^/:]*\Z", lambda _: name, self.name, count=1),
+            _beside(self._url, name), headers=self._headers, reference=reference
         )
 
     def close(self) -> None:
@@ -210,7 +222,10 @@ class RemoteSource:
             words = "the server is silent"
         except ClientError as error:
             # The cause is the reason in words; the error itself names the address.
-            words = f"the connection failed ({error.__cause__ or 'closed'})"
+            words = (
+                f"the connection failed ({error.__cause__ or 'closed'}); in a "
+                "notebook, see that its internet is on"
+            )
         return _Trouble(words)
 
     def _open(self, wanted: str, deadline: Deadline) -> StreamedReply:
@@ -315,7 +330,7 @@ class RemoteSource:
         if match is None or first != start or not start <= last < stop:
             raise DownloadError(
                 f"{self.name}: asked for bytes {start:,} to {stop - 1:,}, the server "
-                f"says it gives {headers.get('Content-Range', 'something')!r}. "
+                f"says it gives {shown(headers.get('Content-Range', 'something'))}. "
                 "Download the file and read it here."
             )
         total = None if match[3] == "*" else int(match[3])
@@ -400,14 +415,17 @@ def open_reference(reference: str | HubReference) -> RemoteSource:
         found.url,
         headers=found.headers,
         location=found.location,
-        name=str(HubReference(named.repo, path, named.revision)),
+        reference=HubReference(named.repo, path, named.revision),
     )
 
 
-def _without_query(url: str) -> str:
+def _without_secrets(url: str) -> str:
     """Return an address without what may be secret in it."""
-    plain = re.split(r"[?#]", url, maxsplit=1)[0]
-    return re.sub(r"//[^/]*@", "//", plain, count=1)
+    scheme, _, rest = url.partition("//")
+    # A password may hold any character, such as one that ends a host elsewhere.
+    if re.match(r"[^/@]*@|[^@]*:[^@]*@", rest):
+        return f"{scheme}//…"
+    return re.split(r"[?#]", url, maxsplit=1)[0]
 
 
 def _split(url: str) -> tuple[str, str]:
@@ -421,5 +439,5 @@ def _beside(url: str, name: str) -> str:
     """Return the address of another file in the same folder."""
     parts = urlsplit(url)
     folder = parts.path.rpartition("/")[0]
-    path = f"{folder}/{quote(name)}"
+    path = f"{folder}/{quote(name, safe='')}"
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))

@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from llamatelemetry.exceptions import GGUFError
+from llamatelemetry.gguf._diagnosis import shown
+
+MOST_SHARDS = 512
+"""Shards of one model. Each is opened, and asked for on its own if it is remote."""
 
 # As `llama-gguf-split` names them: SPLIT_PATH_FORMAT in llama.cpp's src/llama.cpp.
 _SHARD_NAME = re.compile(
-    r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<end>\.gguf)", re.DOTALL
+    r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<end>\.gguf)",
+    re.DOTALL | re.IGNORECASE | re.ASCII,
 )
 
 
@@ -23,25 +28,27 @@ class ShardName:
         stem: What all the names begin with.
         number: Which file it is, counted from 1.
         count: How many there are.
+        end: What all the names end with: ".gguf", in any case.
     """
 
     stem: str
     number: int
     count: int
+    end: str
 
     def of(self, number: int) -> str:
         """Return the name of another file of the model, counted from 1."""
-        return f"{self.stem}-{number:05}-of-{self.count:05}.gguf"
+        return f"{self.stem}-{number:05}-of-{self.count:05}{self.end}"
 
 
-def parse_shard_name(source_name: str) -> ShardName | None:
-    """Return what a path or URL says about shards, or None if it is none."""
-    plain = re.split(r"[?#]", source_name, maxsplit=1)[0]
-    name = re.split(r"[/:]", plain)[-1]
-    match = _SHARD_NAME.fullmatch(name)
+def parse_shard_name(file_name: str) -> ShardName | None:
+    """Return what a file's name says about shards, or None if it is none."""
+    match = _SHARD_NAME.fullmatch(file_name)
     if match is None or not 1 <= int(match["number"]) <= int(match["count"]):
         return None
-    return ShardName(match["stem"], int(match["number"]), int(match["count"]))
+    return ShardName(
+        match["stem"], int(match["number"]), int(match["count"]), match["end"]
+    )
 
 
 def shard_count(metadata: Mapping[str, Any], source: str) -> int:
@@ -49,8 +56,14 @@ def shard_count(metadata: Mapping[str, Any], source: str) -> int:
     count = metadata.get("split.count", 1)
     if type(count) is not int or count < 0:
         raise GGUFError(
-            f"{source}: 'split.count' is {count!r}, which is no number of shards. "
+            f"{source}: 'split.count' is {shown(count)}, which is no number of shards. "
             "Fetch the file again.",
+            path=source,
+        )
+    if count > MOST_SHARDS:
+        raise GGUFError(
+            f"{source}: says it is one of {count:,} shards; at most {MOST_SHARDS} are "
+            "read. Merge them with llama-gguf-split --merge.",
             path=source,
         )
     return max(count, 1)
@@ -74,9 +87,9 @@ def check_shard(
         found = metadata.get(key)
         if found != wanted:
             raise GGUFError(
-                f"{source}: says {key} = {found!r} where {wanted} is expected: the "
-                "file belongs to another place or another model. Fetch all shards of "
-                "one model again, under their own names.",
+                f"{source}: says {key} = {shown(found)} where {wanted} is expected: "
+                "the file belongs to another place or another model. Fetch all shards "
+                "of one model again, under their own names.",
                 path=source,
             )
 
@@ -107,7 +120,7 @@ def check_sum(
     if total != len(names):
         raise GGUFError(
             f"{sources[0]}: the {len(sources)} shards hold {len(names):,} tensors "
-            f"instead of the {total!r} that 'split.tensors.count' says. Fetch all "
+            f"instead of the {shown(total)} that 'split.tensors.count' says. Fetch all "
             "shards of one model again.",
             path=sources[0],
         )

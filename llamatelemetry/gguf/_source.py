@@ -7,7 +7,10 @@ another program shortens kills the reading process with SIGBUS.
 from __future__ import annotations
 
 import os
+import re
 import stat
+import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol, runtime_checkable
 
@@ -29,6 +32,10 @@ __all__ = [
 _LEAST_AHEAD = 64 * KIB
 _MOST_AHEAD = 2 * MIB
 
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+([\w.-]*)", re.IGNORECASE)
+_FILE_ERRORS = (OSError, ValueError, EOFError, zlib.error)
+"""What an open file raises that is closed, compressed and broken, or on a bad disk."""
+
 
 @runtime_checkable
 class Source(Protocol):
@@ -36,10 +43,12 @@ class Source(Protocol):
 
     Attributes:
         name: The file or URL, for messages.
+        file_name: The name it has in its folder; "" for what has none.
         size: Bytes of the whole file, or None while that is not known.
     """
 
     name: str
+    file_name: str
     size: int | None
 
     def fetch(self, offset: int, length: int, expected: int) -> bytes:
@@ -82,8 +91,9 @@ class LocalSource:
         self._descriptor = -1
         if not os.fspath(path):
             raise ModelError("an empty path names no file; give that of a GGUF file.")
-        self._path = Path(path).expanduser()
+        self._path = Path(_found_path(path))
         self.name = str(self._path)
+        self.file_name = self._path.name
         try:
             # Opening a pipe waits for somebody to write, so it is looked at first.
             mode = self._path.stat().st_mode
@@ -144,6 +154,8 @@ class BytesSource:
 
     name = "<bytes>"
 
+    file_name = ""
+
     def __init__(self, data: bytes | bytearray | memoryview) -> None:
         self._data = memoryview(data).cast("B")
         self.size: int | None = len(self._data)
@@ -170,13 +182,18 @@ class FileSource:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self.name = str(getattr(file, "name", "<open file>"))
+        name = getattr(file, "name", None)
+        if not isinstance(name, (str, bytes)) or not name:  # a number, or nothing
+            name = "<open file>"
+        self.name = os.fsdecode(name)
+        self.file_name = Path(self.name).name
         try:
             if not isinstance(file.read(0), bytes):
                 raise ModelError(f"{self.name}: is open as text; open it with 'rb'.")
             self._position = file.tell()
-            self.size: int | None = file.seek(0, os.SEEK_END)
-        except OSError as error:  # io.UnsupportedOperation is one of them
+            file.seek(0, os.SEEK_END)  # before Python 3.13, a mapped file's gives None
+            self.size: int | None = file.tell()
+        except _FILE_ERRORS as error:  # io.UnsupportedOperation is one of them
             raise ModelError(
                 f"{self.name}: cannot be read at any position ({error}). Read it "
                 "whole and give the bytes."
@@ -185,11 +202,16 @@ class FileSource:
     def fetch(self, offset: int, length: int, expected: int) -> bytes:
         """Return bytes from an offset on; see :class:`Source`."""
         wanted = _reach(length, expected)
-        self._file.seek(offset)
         pieces: list[bytes] = []
-        while wanted > 0 and (piece := self._file.read(wanted)):
-            pieces.append(piece)
-            wanted -= len(piece)
+        try:
+            self._file.seek(offset)
+            while wanted > 0 and (piece := self._file.read(wanted)):
+                pieces.append(piece)
+                wanted -= len(piece)
+        except _FILE_ERRORS as error:
+            raise ModelError(
+                f"{self.name}: cannot be read at byte {offset:,}: {error}"
+            ) from error
         return b"".join(pieces)
 
     def sibling(self, name: str) -> Source:
@@ -197,8 +219,31 @@ class FileSource:
         raise _refuse_sibling(self, name)
 
     def close(self) -> None:
-        """Go back to where the file was."""
-        self._file.seek(self._position)
+        """Go back to where the file was, if it still goes anywhere."""
+        with suppress(*_FILE_ERRORS):
+            self._file.seek(self._position)
+
+
+def _found_path(path: str | os.PathLike[str]) -> str:
+    """Return a path as the system knows it: as it is, or from the user's folder on.
+
+    Raises:
+        ModelError: It is an address, which a path cannot be. An address may hold a
+            password or a signature, so that only its host is shown.
+    """
+    literal = os.fsdecode(path)
+    if os.path.lexists(literal):
+        return literal
+    address = _ADDRESS.search(literal)
+    if address is None:
+        # pathlib's raises where there is no such user.
+        return os.path.expanduser(literal)  # noqa: PTH111
+    # What stands before an "@" is no host.
+    host = "…" if "@" in literal else address[2]
+    raise ModelError(
+        f"{address[1]}://{host}: is an address, not a path. Give an http(s) URL as a "
+        "plain text: 'https://host/model.gguf'."
+    )
 
 
 def _open_named(text: str) -> Source:
@@ -207,7 +252,7 @@ def _open_named(text: str) -> Source:
     from llamatelemetry.setup._names import parse_reference  # noqa: PLC0415
     from llamatelemetry.setup.catalog import catalog  # noqa: PLC0415
 
-    web = text.startswith(("http://", "https://"))
+    web = text.lower().startswith(("http://", "https://"))
     if text == "demo":
         return LocalSource(DEMO_MODEL)
     for entry in catalog():
@@ -233,10 +278,9 @@ def open_source(source: GGUFSource) -> Source:
         ModelError: There is nothing to read, or it cannot be read.
     """
     if isinstance(source, str):
-        here = os.path.lexists(os.path.expanduser(source))  # noqa: PTH111 - text
-        if here or source.startswith(("/", "./", "../", "~")) or not source:
+        if os.path.lexists(source) or source.startswith(("/", "./", "../", "~")):
             return LocalSource(source)
-        return _open_named(source)
+        return _open_named(source.strip())
     if isinstance(source, os.PathLike):
         return LocalSource(source)
     if isinstance(source, (bytes, bytearray, memoryview)):

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llamatelemetry._units import format_file_size
-from llamatelemetry.gguf._html import COLOURS, Segment, bar, panel, printable, table
+from llamatelemetry._units import format_file_size, printable
+from llamatelemetry.gguf._html import COLOURS, Segment, bar, panel, table
 from llamatelemetry.gguf.reader import TensorInfo
 
 __all__ = ["Facts", "as_html", "as_text", "format_count", "group_of"]
@@ -36,6 +36,8 @@ _ORDER = [
     "other",
 ]
 _TEMPLATE_SHOWN = 60
+_FACT_SHOWN = 60  # six of them and what stands between fit into one text
+_PATH_SHOWN = (40, 80)  # characters of its beginning and its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +77,24 @@ class Facts:
     template: str | None
 
     @property
-    def headline(self) -> list[tuple[str, str]]:
-        """The few facts that matter most."""
-        facts = [("architecture", self.architecture or "no architecture")]
+    def headline(self) -> list[str]:
+        """The few facts that matter most; each is cut by itself, so that none goes."""
+        facts = [self.architecture or "no architecture"]
         if self.parameters:
             facts += [
-                ("parameters", f"{format_count(self.parameters)} parameters"),
-                ("quantization", self.quantization),
-                ("bits", f"{self.bits_per_weight:.2f} bits per weight"),
+                f"{format_count(self.parameters)} parameters",
+                self.quantization,
+                f"{self.bits_per_weight:.2f} bits per weight",
             ]
-        facts.append(("size", format_file_size(self.size_bytes)))
+        facts.append(format_file_size(self.size_bytes))
         if self.context is not None:
-            facts.append(("context", f"context {self.context:,}"))
-        return facts
+            facts.append(f"context {self.context:,}")
+        return [printable(fact, _FACT_SHOWN) for fact in facts]
 
     @property
     def rows(self) -> list[tuple[str, str]]:
         """Everything else worth a line."""
-        rows = [("file", self.source)]
+        rows = [("file", _short_path(self.source))]
         if self.shards > 1:
             rows.append(("shards", str(self.shards)))
         if isinstance(self.layers, int):
@@ -124,8 +126,7 @@ def group_of(name: str) -> str:
 
 def as_text(facts: Facts) -> str:
     """Return the facts as lines: what it is, its parts, its types."""
-    lines = [facts.name, " · ".join(value for _, value in facts.headline)]
-    lines = [printable(line) for line in lines] + _columns(facts.rows)
+    lines = [printable(facts.name), " · ".join(facts.headline), *_columns(facts.rows)]
     if facts.tensors:
         header = ("part", "tensors", "parameters", "size", "types")
         lines += ["", *_columns([header, *_part_rows(facts.tensors)], right=(1, 2, 3))]
@@ -144,8 +145,7 @@ def as_html(facts: Facts) -> str:
         ]
         parts.append(table(rows, header=header, left=2))
     parts.append(table(facts.rows, left=2))
-    subtitle = " · ".join(value for _, value in facts.headline)
-    return panel(facts.name, subtitle, *parts)
+    return panel(facts.name, " · ".join(facts.headline), *parts)
 
 
 def _type_segments(tensors: Iterable[TensorInfo]) -> list[Segment]:
@@ -196,6 +196,14 @@ def _columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> lis
         ).rstrip()
         for row in shown
     ]
+
+
+def _short_path(path: str) -> str:
+    """Return a path without the middle where it is long; its end names the file."""
+    beginning, end = _PATH_SHOWN
+    if len(path) <= beginning + end:
+        return path
+    return f"{path[:beginning]}…{path[-end:]}"
 
 
 def _shorten(text: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from operator import attrgetter
@@ -10,6 +11,7 @@ from typing import Any
 
 from llamatelemetry._units import format_file_size
 from llamatelemetry.gguf._cursor import Cursor
+from llamatelemetry.gguf._diagnosis import shown
 from llamatelemetry.gguf._values import in_order
 from llamatelemetry.gguf.quantization import GGMLType, ggml_type_by_id
 
@@ -79,16 +81,16 @@ def read_tensors(
     """
     alignment = _alignment(cursor, metadata)
     tails = [in_order(cursor.order, f"{axes}QIQ") for axes in range(MOST_AXES + 1)]
-    entries = [
-        (*_read_entry(cursor, f"tensor {index + 1} of {count}", tails, alignment),)
+    entries = deque(
+        _read_entry(cursor, f"tensor {index + 1} of {count}", tails, alignment)
         for index in range(count)
-    ]
+    )
     start = -(-cursor.position // alignment) * alignment
-    tensors = [
-        TensorInfo(name, shape, kind, n_bytes, start + offset, shard)
-        for name, shape, kind, n_bytes, offset in entries
-    ]
-    _refuse_twins(cursor, [tensor.name for tensor in tensors])
+    tensors = []
+    while entries:  # each goes as its tensor comes: both lists whole are much memory
+        name, shape, kind, n_bytes, offset = entries.popleft()
+        tensors.append(TensorInfo(name, shape, kind, n_bytes, start + offset, shard))
+    _refuse_twins(cursor, (tensor.name for tensor in tensors))
     _refuse_overlaps(cursor, tensors)
     return tensors, alignment
 
@@ -97,8 +99,8 @@ def _alignment(cursor: Cursor, metadata: dict[str, Any]) -> int:
     value = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if type(value) is not int or value < 1 or value & (value - 1):
         raise cursor.error(
-            f"'general.alignment' is {value!r}, which is no power of two. Convert the "
-            "model again."
+            f"'general.alignment' is {shown(value)}, which is no power of two. "
+            "Convert the model again."
         )
     return value
 
@@ -171,7 +173,7 @@ def _checked_bytes(
     return elements // kind.block_size * kind.type_bytes
 
 
-def _refuse_twins(cursor: Cursor, names: Collection[str]) -> None:
+def _refuse_twins(cursor: Cursor, names: Iterable[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:

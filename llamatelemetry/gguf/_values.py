@@ -14,6 +14,9 @@ ByteOrder = Literal["little", "big"]
 STRING = 8
 ARRAY = 9
 
+MOST_BRIEF = 200
+"""Characters of a string where it is not wanted whole."""
+
 
 @dataclass(frozen=True, slots=True)
 class NumberType:
@@ -57,3 +60,10 @@ def decode_text(data: bytes | bytearray) -> str:
     printed, sent and shown anywhere, which a surrogate escape cannot.
     """
     return data.decode("utf-8", "replace")
+
+
+def decode_beginning(data: bytes | bytearray | memoryview) -> str:
+    """Return the first characters of a string of a header, and decode no more."""
+    # A character has four bytes at most, so none of those kept is cut in two.
+    text = decode_text(bytes(data[: 4 * MOST_BRIEF + 4]))
+    return text if len(text) <= MOST_BRIEF else f"{text[:MOST_BRIEF]}…"

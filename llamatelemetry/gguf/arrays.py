@@ -12,7 +12,13 @@ from itertools import repeat
 from struct import Struct
 from typing import Any, overload
 
-from llamatelemetry.gguf._values import ByteOrder, NumberType, decode_text, in_order
+from llamatelemetry.gguf._values import (
+    ByteOrder,
+    NumberType,
+    decode_beginning,
+    decode_text,
+    in_order,
+)
 
 __all__ = ["GGUFArray"]
 
@@ -44,6 +50,10 @@ class GGUFArray(Sequence[Any]):
     def tolist(self) -> list[Any]:
         """Return every element; arrays within the array become lists too."""
         return self._decode(0, self._count)
+
+    def brief(self, index: int) -> Any:
+        """Return an element, counted from 0; of a long string its beginning only."""
+        return self[index]
 
     def __len__(self) -> int:
         return self._count
@@ -80,7 +90,8 @@ class GGUFArray(Sequence[Any]):
     __hash__ = None  # type: ignore[assignment]  # it equals lists, which have none
 
     def __repr__(self) -> str:
-        shown = ", ".join(map(repr, self._decode(0, min(self._count, _SHOWN))))
+        first = range(min(self._count, _SHOWN))
+        shown = ", ".join(repr(self.brief(index)) for index in first)
         rest = ", ..." if self._count > _SHOWN else ""
         return f"<GGUFArray: {self._count:,} of {self.element_type} [{shown}{rest}]>"
 
@@ -129,7 +140,7 @@ class StringArray(GGUFArray):
         self._starts: array[int] | None = None
 
     def _decode(self, start: int, stop: int) -> list[Any]:
-        position = self._start if start == 0 else self._find(start)
+        position = self._find(start)
         end = self._end if stop == self._count else self._find(stop)
         # Slices of bytes are decoded faster than slices of a bytearray.
         data = bytes(memoryview(self._buffer)[position:end])
@@ -139,8 +150,17 @@ class StringArray(GGUFArray):
         except UnicodeDecodeError:
             return _decode_broken_strings(data, stop - start, length)
 
+    def brief(self, index: int) -> str:
+        """Return a string, counted from 0; of a long one its beginning only."""
+        position = self._find(index)
+        (size,) = in_order(self._order, "Q").unpack_from(self._buffer, position)
+        start = position + 8
+        return decode_beginning(memoryview(self._buffer)[start : start + size])
+
     def _find(self, index: int) -> int:
         """Return where a string's length stands; counts through once."""
+        if index == 0:
+            return self._start
         if self._starts is None:
             length = in_order(self._order, "Q")
             self._starts = _string_starts(

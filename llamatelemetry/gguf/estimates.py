@@ -279,7 +279,7 @@ def get_quantization_info(name: str) -> QUANT_TYPE_INFO:
     """Return what is to be known about a quantization before choosing it.
 
     Args:
-        name: A recipe ("Q4_K_M") in any case; as for `find_recipe`.
+        name: A recipe ("Q4_K_M") in any case, with or without its ``-`` and ``_``.
 
     Raises:
         ConfigurationError: There is no such recipe; the nearest ones are named.

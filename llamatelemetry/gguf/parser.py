@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, BinaryIO
 
+from llamatelemetry._units import printable
 from llamatelemetry.exceptions import GGUFError
 from llamatelemetry.gguf import _summary
 from llamatelemetry.gguf.arrays import GGUFArray
@@ -31,6 +32,8 @@ _LEAST_SHARE = 0.2
 _ONE_TYPE = 0.9
 """Of the layers' bytes, for a file to be named after one type."""
 _SHOWN_TYPES = 3
+_MOST_ROLES = 32
+"""Of special tokens. The constants of the gguf package name fewer than 20."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,8 @@ class SpecialToken:
 
     Attributes:
         id: Its number.
-        text: Its text; None where the number lies outside the vocabulary.
+        text: Its text, of which a hostile file's may be cut; None where the number
+            lies outside the vocabulary.
     """
 
     id: int
@@ -103,7 +107,9 @@ class GGUFParser:
     def get_metadata(self) -> dict[str, Any]:
         """Return all metadata as plain Python values; arrays are lists.
 
-        This decodes every array. `metadata` has the same values and decodes none.
+        This decodes every array: the 32 MiB that a header may have, a hostile file's
+        too, can become several hundred MiB of Python objects. `metadata` has the same
+        values and decodes none.
         """
         return {
             key: value.tolist() if isinstance(value, GGUFArray) else value
@@ -231,17 +237,15 @@ class GGUFParser:
     def tokenizer(self) -> TokenizerFacts:
         """What the file says about its tokenizer."""
         metadata = self.header.metadata
-        tokens = self._array("tokenizer.ggml.tokens")
-        special = {}
+        special: dict[str, SpecialToken] = {}
         for key, value in metadata.items():
-            found = re.fullmatch(r"tokenizer\.ggml\.(\w+)_token_id", key)
-            if found and isinstance(value, int):
-                text = tokens[value] if 0 <= value < len(tokens) else None
-                special[found.group(1)] = SpecialToken(value, text)
+            found = re.fullmatch(r"tokenizer\.ggml\.(\w{1,64})_token_id", key)
+            if found and isinstance(value, int) and len(special) < _MOST_ROLES:
+                special[found.group(1)] = SpecialToken(value, self._token(value))
         return TokenizerFacts(
             model=self._text("tokenizer.ggml.model"),
             pre=self._text("tokenizer.ggml.pre"),
-            size=len(tokens),
+            size=len(self._array("tokenizer.ggml.tokens")),
             merges=len(self._array("tokenizer.ggml.merges")),
             special=special,
             adds_bos=self._switch("tokenizer.ggml.add_bos_token"),
@@ -253,7 +257,7 @@ class GGUFParser:
         return _summary.as_text(self._facts())
 
     def __repr__(self) -> str:
-        facts = ", ".join(value for _, value in self._facts().headline)
+        facts = ", ".join(self._facts().headline)
         return f"<GGUFParser {self.header.source!r}: {facts}>"
 
     def __str__(self) -> str:
@@ -329,14 +333,22 @@ class GGUFParser:
         value = self.header.metadata.get(key)
         return value if isinstance(value, GGUFArray) else ()
 
+    def _token(self, number: int) -> str | None:
+        tokens = self.header.metadata.get("tokenizer.ggml.tokens")
+        if not isinstance(tokens, GGUFArray) or not 0 <= number < len(tokens):
+            return None
+        text = tokens.brief(number)
+        return text if isinstance(text, str) else None
+
     def _switch(self, key: str) -> bool | None:
         value = self.header.metadata.get(key)
         return value if isinstance(value, bool) else None
 
     def _says_nothing(self, what: str, key: str) -> GGUFError:
         return GGUFError(
-            f"{self.header.source} names no {what} ({key}): it is a part of a model, "
-            "such as a projector or an adapter, or was written by a broken tool",
+            f"{self.header.source} names no {what} ({printable(key)}): it is a part of "
+            "a model, such as a projector or an adapter, or was written by a broken "
+            "tool",
             path=self.header.source,
         )
 

@@ -11,11 +11,12 @@ of tensors must be UTF-8.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from llamatelemetry._units import printable
 from llamatelemetry.exceptions import GGUFError, ModelError
 from llamatelemetry.gguf._cursor import MOST_HEADER_BYTES, Cursor
 from llamatelemetry.gguf._diagnosis import describe_foreign_file
@@ -99,7 +100,7 @@ class GGUFHeader:
 
     def __repr__(self) -> str:
         return (
-            f"<GGUFHeader {self.source}: version {self.version}, "
+            f"<GGUFHeader {printable(self.source)}: version {self.version}, "
             f"{len(self.metadata)} keys, {len(self.tensors)} tensors, "
             f"{len(self.shards)} file{'s' * (len(self.shards) != 1)}>"
         )
@@ -136,11 +137,11 @@ def read_header(
     """
     opened = open_source(source)
     try:
-        name = parse_shard_name(opened.name) if shards else None
+        name = parse_shard_name(opened.file_name) if shards else None
         if name is None or name.number == 1:
-            first = _read_one(opened, stop_before, 0, check_data)
+            first = _read_one(opened, (), stop_before, check_data)
         else:
-            first = _read_shard(opened, name, 1, stop_before, check_data)
+            first = _read_shard(opened, name, (), stop_before, check_data)
         return _read_shards(opened, first, name, check_data) if shards else first
     finally:
         if opened is not source:
@@ -148,12 +149,19 @@ def read_header(
 
 
 def _read_one(
-    source: Source, stop_before: str | None, shard: int, check_data: bool
+    source: Source,
+    before: Sequence[GGUFHeader],
+    stop_before: str | None,
+    check_data: bool,
 ) -> GGUFHeader:
-    """Read one file as a model of its own."""
-    cursor = Cursor(source)
+    """Read one file as a model of its own, within what the shards before it left."""
+    cursor = Cursor(source, sum(part.header_bytes for part in before))
     version = _read_version(cursor)
-    tensor_count = cursor.read_count("tensors", LEAST_TENSOR_BYTES, MOST_TENSORS)
+    tensor_count = cursor.read_count(
+        "tensors beside those of the shards before it" if before else "tensors",
+        LEAST_TENSOR_BYTES,
+        MOST_TENSORS - sum(len(part.tensors) for part in before),
+    )
     key_count = cursor.read_count("keys", LEAST_KEY_BYTES, MOST_KEYS)
     cursor.behind = expected_key_bytes(key_count)
     if stop_before is None:
@@ -162,7 +170,9 @@ def _read_one(
     tensors: list[TensorInfo] = []
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if complete:
-        tensors, alignment = read_tensors(cursor, tensor_count, metadata, shard)
+        tensors, alignment = read_tensors(
+            cursor, tensor_count, metadata, shard=len(before)
+        )
         if check_data:
             _check_data(cursor, tensors)
     return GGUFHeader(
@@ -209,24 +219,26 @@ def _read_version(cursor: Cursor) -> int:
 def _read_shard(
     source: Source,
     name: ShardName,
-    number: int,
+    before: Sequence[GGUFHeader],
     stop_before: str | None,
     check_data: bool,
 ) -> GGUFHeader:
-    """Read another shard, counted from 1; say which one is missing."""
+    """Read the shard that follows these; say which one is missing."""
+    number = len(before) + 1
     wanted = name.of(number)
     try:
         beside = source.sibling(wanted)
         try:
-            return _read_one(beside, stop_before, number - 1, check_data)
+            return _read_one(beside, before, stop_before, check_data)
         finally:
             beside.close()
     except GGUFError:
         raise
     except ModelError as error:
         raise ModelError(
-            f"{source.name}: shard {number} of {name.count} is missing: {wanted} "
-            f"cannot be read. Put all shards in one place. ({error})"
+            f"{source.name}: shard {number} of {name.count} is missing: "
+            f"{printable(wanted)} cannot be read. Put all shards in one place. "
+            f"({error})"
         ) from error
 
 
@@ -248,11 +260,21 @@ def _read_shards(
         return first  # llama.cpp too believes the header, not the name
     parts = [first]
     check_shard(first.metadata, first.source, number=0, count=count)
-    for number in range(1, count):
-        part = _read_shard(source, name, number + 1, None, check_data)
-        check_shard(part.metadata, part.source, number=number, count=count)
-        parts.append(part)
+    while len(parts) < count:
+        parts.append(_read_further(source, name, parts, check_data))
     return _joined(parts)
+
+
+def _read_further(
+    source: Source, name: ShardName, before: Sequence[GGUFHeader], check_data: bool
+) -> GGUFHeader:
+    """Read a shard behind the first, without its metadata once that is checked.
+
+    Its metadata tells nothing new, and would keep all of its header in memory.
+    """
+    part = _read_shard(source, name, before, None, check_data)
+    check_shard(part.metadata, part.source, number=len(before), count=name.count)
+    return replace(part, metadata={})
 
 
 def _joined(parts: list[GGUFHeader]) -> GGUFHeader:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 from urllib.parse import quote
 
+from llamatelemetry._units import printable
 from llamatelemetry.exceptions import (
     ConfigurationError,
     DownloadError,
@@ -27,6 +28,7 @@ from llamatelemetry.setup._names import (
     RepoFile,
     nearest_names,
     parse_reference,
+    shown_names,
 )
 
 __all__ = [
@@ -167,7 +169,7 @@ class _FileMissingError(ModelError):
 def _missing_file(repo: str, path: str, known: list[str]) -> ModelError:
     models = [name for name in known if name.lower().endswith(".gguf")]
     near = nearest_names(path, models) or models[:4]
-    instead = f"The nearest: {', '.join(near)}" if near else "It holds no GGUF file"
+    instead = f"The nearest: {shown_names(near)}" if near else "It holds no GGUF file"
     return ModelError(f"{repo}: the repository has no file {path!r}. {instead}.")
 
 
@@ -262,7 +264,7 @@ def _refusal(
             f"opens it is set as HF_TOKEN. Look at {page}."
         )
     wait = headers.get("Retry-After")
-    advice = f"Try again in {wait} s" if wait else "Try again later"
+    advice = f"Try again in {printable(wait)} s" if wait else "Try again later"
     limit = "; a token in HF_TOKEN has higher limits" if status == _TOO_MANY else ""
     return DownloadError(f"{repo}: the Hub answers {status}. {advice}{limit}.")
 

@@ -7,8 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
+from llamatelemetry._units import printable
 from llamatelemetry.exceptions import ModelError
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "nearest_names",
     "parse_reference",
     "quantization_label",
+    "shown_names",
 ]
 
 _HUB_HOSTS = {"huggingface.co", "www.huggingface.co", "hf.co"}
@@ -41,6 +43,7 @@ _QUANTIZATION = re.compile(
     re.IGNORECASE,
 )
 _USUAL = "Q4_K_M"
+_MOST_NAMES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,7 @@ def parse_reference(text: str) -> HubReference | None:
         The reference, or None if the text is none. A name that ends in ``.gguf``
         without a colon is a path on this machine.
     """
-    if text.startswith(("https://", "http://")):
+    if text.lower().startswith(("https://", "http://")):
         return _parse_page(text)
     match = _REFERENCE.fullmatch(text)
     if match is None or match["repo"].lower().endswith(".gguf"):
@@ -122,6 +125,10 @@ def _parse_page(address: str) -> HubReference | None:
     if parts.netloc.lower() not in _HUB_HOSTS or match is None:
         return None
     path = unquote(match["path"]) if match["path"] else None
+    # A page of files that shows one of them names it so.
+    opened = parse_qs(parts.query).get("show_file_info")
+    if opened:
+        path = opened[0]
     revision = unquote(match["revision"]) if match["revision"] else None
     return _checked(match["repo"], path, None if revision == "main" else revision)
 
@@ -193,16 +200,22 @@ def choose_model(repo: str, models: Sequence[ModelFile], wanted: str | None) -> 
         if len(found) == 1:
             return found[0].paths[0]
         if found:
-            names = ", ".join(model.paths[0] for model in found)
+            paths = [model.paths[0] for model in found]
             raise ModelError(
-                f"{repo}: {len(found)} models are {name}: {names}. Name the file, as "
-                f"in '{repo}:{found[0].paths[0]}'."
+                f"{repo}: {len(found)} models are {name}: {shown_names(paths)}. Name "
+                f"the file, as in '{repo}:{printable(paths[0])}'."
             )
     if wanted is None and len(models) == 1:
         return models[0].paths[0]
-    known = ", ".join(model.label or model.paths[0] for model in models)
+    known = shown_names([model.label or model.paths[0] for model in models])
     missing = f"no file is {label}" if wanted else "it is not said which one"
     raise ModelError(f"{repo}: {missing}; the repository has {known}.")
+
+
+def shown_names(names: Sequence[str]) -> str:
+    """Return names that others chose as a list for people."""
+    shown = [printable(name) for name in names[:_MOST_NAMES]]
+    return ", ".join(shown + ["…"] * (len(names) > _MOST_NAMES))
 
 
 def nearest_names(wanted: str, names: Iterable[str], most: int = 4) -> list[str]:

@@ -264,6 +264,34 @@ _TENSOR = (
 _KEY = struct.pack("<Q", 8) + b"%08d" + struct.pack("<IIQ", ARRAY, INT32, 0)
 _BROAD = ("🦙" + "x" * (3 * MIB - 64)).encode()
 
+
+def _everything() -> bytes:
+    """Return a file with the most tensors, keys, text, arrays and bytes at once."""
+
+    def key(name: bytes, kind: int, value: bytes) -> bytes:
+        return struct.pack("<Q", len(name)) + name + struct.pack("<I", kind) + value
+
+    def array(kind: int, count: int, elements: bytes) -> bytes:
+        return struct.pack("<IQ", kind, count) + elements
+
+    tensors, count = 32768, 16384
+    table = b"".join(_TENSOR % number for number in range(tensors))
+    text = ("🦙" + "x" * (3 * MIB - tensors * 63 - count * 8 - 64)).encode()
+    inner = struct.pack("<IQ", UINT16, 0) * 4096
+    values = [
+        key(b"text", STRING, struct.pack("<Q", len(text)) + text),
+        key(b"arrays", ARRAY, array(ARRAY, 4096, inner)),
+    ]
+    few = [key(b"%08d" % n, ARRAY, array(INT32, 0, b"")) for n in range(count - 4)]
+    head = b"GGUF" + struct.pack("<IQQ", 3, tensors, count)
+    known = len(head + table + b"".join(values + few)) + 64
+    strings = 2**21
+    values.append(key(b"strings", ARRAY, array(STRING, strings, bytes(strings * 8))))
+    rest = 32 * MIB - known - strings * 8 - 64
+    values.append(key(b"rest", ARRAY, array(UINT8, rest, bytes(rest))))
+    return head + b"".join(values + few) + table + bytes(64)
+
+
 COSTLY: dict[str, Callable[[], bytes]] = {
     "most tensors": lambda: _with_count("tensors", 32768, _TENSOR),
     "most keys": lambda: _with_count("keys", 16384, _KEY),
@@ -272,7 +300,7 @@ COSTLY: dict[str, Callable[[], bytes]] = {
     ),
     "more than a header": lambda: _array(UINT64, 8 * MIB, bytes(64 * MIB)),
     "most inner arrays": lambda: _array(
-        ARRAY, 65536, struct.pack("<IQ", UINT16, 0) * 65536
+        ARRAY, 4096, struct.pack("<IQ", UINT16, 0) * 4096
     ),
     "a broad text": lambda: keys(("a", STRING, _BROAD)),
     "too much text": lambda: keys(*((f"{n}", STRING, b"x" * MIB) for n in range(4))),
@@ -280,6 +308,7 @@ COSTLY: dict[str, Callable[[], bytes]] = {
         STRING, 1, struct.pack("<Q", 60 * MIB) + bytes(60 * MIB)
     ),
     "many numbers": lambda: _array(UINT64, 4 * MIB - 8, bytes(32 * MIB - 64)),
+    "everything at once": _everything,
 }
 
 
@@ -299,15 +328,48 @@ def test_no_file_costs_much_memory(name: str) -> None:
     assert source.bytes_read <= 32 * MIB + 2 * MIB
 
 
+_LONG = "\x1b[2J" + "\x01" * (2 * MIB)
+_LONG_ARRAY = Array(STRING, [b"\xff" * (8 * MIB)])
+
+WRONG_VALUES: dict[str, Callable[[], bytes]] = {
+    "alignment": lambda: keys(("general.alignment", STRING, _LONG)),
+    "alignment array": lambda: keys(("general.alignment", ARRAY, _LONG_ARRAY)),
+    "split.count": lambda: keys(("split.count", STRING, _LONG)),
+    "split.count array": lambda: keys(("split.count", ARRAY, _LONG_ARRAY)),
+    "key twice": lambda: keys(*[("\x1b" + "k" * 60_000, UINT8, 1)] * 2),
+    "key": lambda: keys(("\x1b" + "k" * 60_000, 13, b"")),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_VALUES)
+def test_no_message_holds_a_whole_value(name: str) -> None:
+    """A wrong value or key is shown by its beginning, in letters that are harmless."""
+    data = WRONG_VALUES[name]()
+    tracemalloc.start()
+    try:
+        with pytest.raises(GGUFError) as caught:
+            read_header(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert len(str(caught.value)) < 500
+    assert str(caught.value).isprintable()
+    assert peak < 3 * len(data) + MIB
+
+
 def test_limits_let_everything_up_to_them_through() -> None:
     """The largest files within the limits are read, and one more is refused."""
     assert len(read_header(COSTLY["most tensors"]()).tensors) == 32768
     assert len(read_header(COSTLY["most keys"]()).metadata) == 16384
-    assert len(read_header(COSTLY["most inner arrays"]()).metadata["a"]) == 65536
+    assert len(read_header(COSTLY["most inner arrays"]()).metadata["a"]) == 4096
     assert len(read_header(COSTLY["most strings"]()).metadata["a"]) == 2**21
     assert read_header(COSTLY["a broad text"]()).metadata["a"][0] == "🦙"
-    inner = struct.pack("<IQ", UINT16, 0) * 65537
-    assert "at most 65,536" in str(refused(_array(ARRAY, 65537, inner)))
+    everything = read_header(COSTLY["everything at once"]())
+    assert (len(everything.tensors), len(everything.metadata)) == (32768, 16384)
+    assert everything.header_bytes > 31 * MIB
+    inner = struct.pack("<IQ", UINT16, 0) * 4097
+    assert "at most 4,096" in str(refused(_array(ARRAY, 4097, inner)))
     strings = _array(STRING, 2**21 + 1, bytes(17 * MIB))
     assert "at most 2,097,152" in str(refused(strings))
     assert "in sum" in str(refused(COSTLY["too much text"]()))

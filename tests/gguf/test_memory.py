@@ -437,7 +437,7 @@ def test_max_gpu_layers_without_a_limit(
 @pytest.mark.parametrize("ends_at", [1, 2, 3, 500, 998, 999, 1000])
 @pytest.mark.parametrize("bend", [1, 3])
 def test_the_last_number_with_room_is_found(ends_at: int, bend: int) -> None:
-    """Whether room shrinks in a straight line or not, nothing fitting is passed over."""
+    """Whether room shrinks in a straight line or not, the last one is found."""
     asked = []
 
     def room(number: int) -> int:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import pytest
+from gguf_writer import ARRAY, STRING, UINT32, Array, File
 from tiny_model import CHAT_TEMPLATE, write_tiny_model
 
+from llamatelemetry._units import MIB
 from llamatelemetry.exceptions import GGUFError, ModelError
 from llamatelemetry.gguf._summary import format_count, group_of
 from llamatelemetry.gguf.parser import GGUFParser, SpecialToken
@@ -311,6 +314,90 @@ def test_hostile_texts_are_only_shown(tmp_path: Path) -> None:
     assert "\x1b" not in repr(parser)
     assert len(html) < 20_000
     assert len(text) < 5_000
+
+
+def many_roles(count: int) -> GGUFParser:
+    """Return a parser of a file with one huge token and so many roles for it."""
+    roles = [
+        (f"tokenizer.ggml.{'r' * 40}{number}_token_id", UINT32, 0)
+        for number in range(count)
+    ]
+    tokens = Array(STRING, ["\x1b" + "x" * (8 * MIB)])
+    keys = [("tokenizer.ggml.tokens", ARRAY, tokens), *roles]
+    return GGUFParser(File(keys).build())
+
+
+def test_a_huge_token_with_many_roles_costs_little() -> None:
+    """Roles are counted, and of the token no more is decoded than is shown."""
+    parser = many_roles(16_000)
+    tracemalloc.start()
+    try:
+        html, text = parser._repr_html_(), str(parser)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 2 * MIB
+    assert len(html) < 40_000
+    assert len(text) < 20_000
+    assert len(parser.tokenizer.special) == 32
+    for token in parser.tokenizer.special.values():
+        assert token.text == "\x1b" + "x" * 199 + "…"
+
+
+def test_tokens_that_are_no_texts_have_none() -> None:
+    """Where the vocabulary is numbers, no number passes for a token's text."""
+    keys = [
+        ("tokenizer.ggml.tokens", ARRAY, Array(UINT32, [7])),
+        ("tokenizer.ggml.eos_token_id", UINT32, 0),
+    ]
+    facts = GGUFParser(File(keys).build()).tokenizer
+
+    assert facts.special == {"eos": SpecialToken(0, None)}
+    assert facts.size == 1
+
+
+def test_a_hostile_architecture_is_shown_harmless() -> None:
+    """Neither the line nor an error is steered or filled by it."""
+    hostile = "\x1b[2J\x1b]0;title\x07" + "A" * MIB
+    parser = GGUFParser(File([("general.architecture", STRING, hostile)]).build())
+
+    assert repr(parser).isprintable()
+    assert len(repr(parser)) < 200
+    with pytest.raises(GGUFError, match="no context length") as caught:
+        parser.get_context_length()
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+
+
+def test_a_long_path_is_shown_with_its_file(tmp_path: Path) -> None:
+    """Of a path in the Hub's cache, the end is what tells one file from another."""
+    folder = tmp_path / "models--owner--Model-GGUF" / "snapshots" / ("5" * 40)
+    folder = folder / ("x" * 90)
+    folder.mkdir(parents=True)
+    path = write_tiny_model(folder / "Model-Q4_K_M.gguf")
+    parser = GGUFParser(path)
+
+    for shown in (str(parser), parser._repr_html_()):
+        assert "/Model-Q4_K_M.gguf" in shown
+        assert str(path) not in shown
+
+
+def test_no_fact_hides_another(tmp_path: Path) -> None:
+    """Architecture and types may be long: the context is told all the same."""
+    kinds = ["IQ4_XS"] * 4 + ["Q5_K"] * 3 + ["Q6_K"]
+    path = write(
+        tmp_path / "m.gguf",
+        layers(*kinds),
+        file_type=30,
+        architecture="a" * 100,
+        metadata={f"{'a' * 100}.context_length": 262_144},
+    )
+    parser = GGUFParser(path)
+
+    for shown in (repr(parser), str(parser), parser._repr_html_()):
+        assert "context 262,144" in shown
+        assert "a" * 60 + "…" in shown
 
 
 @pytest.mark.parametrize(

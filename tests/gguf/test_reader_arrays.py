@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from gguf_writer import ARRAY, BOOL, FLOAT32, INT32, STRING, Array, File
 
+from llamatelemetry._units import MIB
 from llamatelemetry.gguf.reader import GGUFArray, read_header
 
 WORDS = [f"token {number} {'é' * (number % 7)}" for number in range(1000)]
@@ -92,6 +93,20 @@ def test_arrays_are_shown_in_a_line() -> None:
     assert repr(read_header(file.build()).metadata["few"]) == (
         "<GGUFArray: 1 of float32 [0.5]>"
     )
+
+
+def test_long_strings_are_shown_by_their_beginning() -> None:
+    """No more of a string is decoded than is shown, and no letter is cut in two."""
+    texts = ["🦙" * 200, "🦙" * 201, b"\xff" * MIB, b"\xf0\x9f" * MIB, "x"]
+    file = File([("words", ARRAY, Array(STRING, texts))])
+    words = read_header(file.build()).metadata["words"]
+
+    assert words.brief(0) == "🦙" * 200
+    assert words.brief(1) == "🦙" * 200 + "…"
+    assert words.brief(2) == words.brief(3) == "\ufffd" * 200 + "…"
+    assert words.brief(4) == "x"
+    assert len(repr(words)) < 700
+    assert arrays()["numbers"].brief(1) == arrays()["numbers"][1]
 
 
 def test_arrays_outlive_their_file(tmp_path: Path) -> None:

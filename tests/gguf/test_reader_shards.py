@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import pytest
-from gguf_writer import INT32, STRING, UINT16, File, Tensor
+from gguf_writer import ARRAY, INT32, STRING, UINT16, Array, File, Tensor
 
+from llamatelemetry._units import MIB
 from llamatelemetry.exceptions import GGUFError, ModelError
+from llamatelemetry.gguf import reader
+from llamatelemetry.gguf._remote import RemoteSource
 from llamatelemetry.gguf._shards import parse_shard_name
 from llamatelemetry.gguf.reader import read_header
 
@@ -186,22 +190,83 @@ def test_a_split_count_that_is_no_count() -> None:
             read_header(File([("split.count", kind, value)]).build())
 
 
+@pytest.mark.parametrize("name", ["what? a:b#c", "%20", "a\nb"])
+@pytest.mark.parametrize("end", ["gguf", "GGUF"])
+def test_shards_of_any_name_in_any_folder(tmp_path: Path, name: str, end: str) -> None:
+    """A path is no URL: what has a meaning there is part of a name here."""
+    folder = tmp_path / "C#?a=b"
+    folder.mkdir()
+    paths = [
+        path.rename(folder / f"{name}-{path.stem.removeprefix('model-')}.{end}")
+        for path in write_shards(tmp_path)
+    ]
+
+    for path in paths:
+        assert read_header(path).shards == tuple(map(str, paths))
+
+
 @pytest.mark.parametrize(
-    ("text", "number", "count"),
+    ("url", "file_name"),
     [
-        ("/folder/a-b-00002-of-00010.gguf", 2, 10),
-        ("https://host/x/m-00001-of-00002.gguf?download=true#top", 1, 2),
-        ("owner/repository:folder/m-00001-of-00002.gguf", 1, 2),
-        ("owner/repository:m-00001-of-00002.gguf", 1, 2),
+        ("https://host/x/m-00001-of-00002.gguf?download=true#top", "m-"),
+        ("https://host/a%2Fm%20%23-00001-of-00002.gguf?x=/y", "a/m #-"),
     ],
 )
-def test_names_of_shards(text: str, number: int, count: int) -> None:
-    """Paths, URLs and Hub references say which shard they are."""
-    name = parse_shard_name(text)
+def test_names_of_shards_at_addresses(url: str, file_name: str) -> None:
+    """Of an address, the last step without query and escapes is the name."""
+    source = RemoteSource(url)
+    name = parse_shard_name(source.file_name)
 
     assert name is not None
-    assert (name.number, name.count) == (number, count)
-    assert name.of(1).endswith(f"-00001-of-{count:05}.gguf")
+    assert name.of(2) == f"{file_name}00002-of-00002.gguf"
+    assert source.sibling(name.of(2)).name == source.name.replace("00001", "00002")
+
+
+def write_heavy_shards(folder: Path, *sizes: int) -> Path:
+    """Write shards with so many bytes of metadata each; return the first's path."""
+    for number, size in enumerate(sizes):
+        keys = [
+            ("split.no", UINT16, number),
+            ("split.count", UINT16, len(sizes)),
+            ("zeros", ARRAY, Array(STRING, [bytes(size)])),
+        ]
+        path = folder / f"m-{number + 1:05}-of-{len(sizes):05}.gguf"
+        File(keys, [Tensor(f"t.{number}")]).write(path)
+    return folder / f"m-00001-of-{len(sizes):05}.gguf"
+
+
+def test_shards_together_have_the_limits_of_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Header bytes, tensors and the shards themselves are limited in sum."""
+    with pytest.raises(GGUFError, match="one of 513 shards; at most 512 are read"):
+        read_header(File([("split.count", UINT16, 513)]).build())
+    path = write_heavy_shards(tmp_path, 12 * MIB, 12 * MIB, 12 * MIB)
+    with pytest.raises(GGUFError, match="32.0 MiB together with the shards before it"):
+        read_header(path)
+    path = write_heavy_shards(tmp_path, 12 * MIB, 20 * MIB, 0)
+    with pytest.raises(GGUFError, match="00002-of-00003.gguf: the header is larger"):
+        read_header(path)
+    assert len(read_header(write_heavy_shards(tmp_path, *[12 * MIB] * 2)).tensors) == 2
+    monkeypatch.setattr(reader, "MOST_TENSORS", 2)
+    path = write_heavy_shards(tmp_path, 0, 0, 0)
+    with pytest.raises(GGUFError, match="beside those of the shards .*; at most 0"):
+        read_header(path)
+
+
+def test_the_metadata_of_further_shards_are_not_kept(tmp_path: Path) -> None:
+    """Each one's bytes go before the next one is read."""
+    path = write_heavy_shards(tmp_path, 0, *[7 * MIB] * 4)
+    tracemalloc.start()
+    try:
+        header = read_header(path)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert header.header_bytes > 28 * MIB
+    assert peak < 16 * MIB
+    assert kept < MIB
 
 
 @pytest.mark.parametrize(

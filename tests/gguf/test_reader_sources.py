@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import mmap
 import os
 import pickle
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import pytest
 from gguf_writer import ARRAY, STRING, UINT8, Array, File, Tensor, small_file
 
 from llamatelemetry._units import KIB, MIB
-from llamatelemetry.exceptions import GGUFError, ModelError
+from llamatelemetry.exceptions import GGUFError, LLCudaError, ModelError
+from llamatelemetry.gguf._remote import RemoteSource
 from llamatelemetry.gguf._source import LocalSource, Source, open_source
 from llamatelemetry.gguf.reader import read_header
 
@@ -28,6 +33,7 @@ class CountingSource:
     """
 
     name = "counting"
+    file_name = ""
 
     def __init__(self, data: bytes, first: int = 256 * KIB, known: bool = True) -> None:
         self._data = data
@@ -144,6 +150,123 @@ def test_files_that_cannot_be_positioned_are_refused(tmp_path: Path) -> None:
         read_header(text)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="from int"):
         read_header(5)  # type: ignore[arg-type]
+
+
+class BrokenFile(io.BytesIO):
+    """An open file on a disk that fails once it is read."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Fail, but where nothing is asked for."""
+        if size:
+            raise OSError(5, "Input/output error")
+        return b""
+
+
+def closed_file(path: Path) -> BinaryIO:
+    """Return a file that was open."""
+    with path.open("rb") as file:
+        return file
+
+
+def cut_gzip(path: Path) -> BinaryIO:
+    """Return a compressed file that ends too early."""
+    return cast(
+        "BinaryIO", gzip.open(io.BytesIO(gzip.compress(path.read_bytes())[:-9]))
+    )
+
+
+def bad_gzip(path: Path) -> BinaryIO:
+    """Return a compressed file with noise in it."""
+    data = bytearray(gzip.compress(path.read_bytes()))
+    data[20:40] = bytes(20)
+    return cast("BinaryIO", gzip.open(io.BytesIO(data)))
+
+
+@pytest.mark.parametrize(
+    "broken", [closed_file, cut_gzip, bad_gzip, lambda path: BrokenFile(b"GGUF")]
+)
+def test_an_open_file_that_cannot_be_read_is_a_model_error(
+    tmp_path: Path, broken: Callable[[Path], BinaryIO]
+) -> None:
+    """Closed, compressed and damaged, or on a bad disk: it is one error of ours."""
+    file = broken(small_file().write(tmp_path / "model.gguf"))
+
+    with pytest.raises(ModelError, match="cannot be read at") as caught:
+        read_header(file)
+    assert not isinstance(caught.value, GGUFError)
+
+
+def test_the_size_of_a_mapped_file_is_known(tmp_path: Path) -> None:
+    """A mapped file that lacks data is refused as any other; it has no name."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes(small_file().build()[:-200])
+
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        pytest.raises(GGUFError, match="<open file>: the file has 1,080 bytes"),
+    ):
+        read_header(mapped)  # type: ignore[arg-type]
+    with tempfile.SpooledTemporaryFile() as spooled:
+        spooled.write(small_file().build())
+        assert spooled.name is None
+        assert read_header(cast("BinaryIO", spooled)).source == "<open file>"
+
+
+def test_a_tilde_may_be_part_of_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there as it is named wins; else the user's folder is meant, if any."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    Path("home").mkdir()
+    small_file().write(Path("home", "mine.gguf"))
+
+    for literal in ("~model.gguf", "~/model.gguf", "https:/model.gguf"):
+        Path(literal).parent.mkdir(exist_ok=True)
+        small_file().write(Path(literal))
+        assert read_header(literal).source == literal
+        assert read_header(Path(literal)).source == literal
+    assert read_header("~/mine.gguf").source == str(tmp_path / "home" / "mine.gguf")
+    for source in ("~nosuchuser/m.gguf", Path("~nosuchuser/m.gguf")):
+        with pytest.raises(ModelError, match="~nosuchuser/m.gguf: no such file"):
+            read_header(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ('"https://host.example/x.gguf?Signature=SECRET"', "https://host.example: is"),
+        (Path("https://host.example/x.gguf?Signature=SECRET"), "https://host.example:"),
+        ("s3://bucket/x.gguf?Signature=SECRET", "s3://bucket: is"),
+        ("ftp://user:SECRET@host/x.gguf", "ftp://…: is"),
+        ("/tmp/https://user:SEC/RET@host/" + "x" * 300, "https://…: is"),
+        ("https://user:SEC/RET@host/x.gguf", "https://…: the"),
+        ("https://user:SEC#RET@host/x.gguf", "https://…: the"),
+        ("  HTTPS://user:SECRET@host/x.gguf", "HTTPS://…: the"),
+    ],
+)
+def test_an_address_that_is_no_path_keeps_its_secrets(
+    source: str | Path, shown: str
+) -> None:
+    """Only its scheme and host are shown, and no host where a password may be."""
+    with pytest.raises(LLCudaError) as caught:
+        read_header(source)
+
+    assert str(caught.value).startswith(shown)
+    assert "SEC" not in str(caught.value)
+    assert "RET" not in str(caught.value)
+    assert caught.value.__context__ is None
+
+
+def test_an_address_is_one_in_any_case_and_with_blanks() -> None:
+    """What was pasted with a blank, or in capitals, is no path."""
+    for text in (" http://host/m.gguf?Signature=SECRET\n", "HTTP://host/m.gguf#x"):
+        source = open_source(text)
+
+        assert isinstance(source, RemoteSource)
+        assert source.name.lower() == "http://host/m.gguf"
+        source.close()
 
 
 def test_an_existing_path_wins_over_a_reference(

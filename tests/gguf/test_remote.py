@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
+import threading
 import time
 import traceback
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import pytest
-from gguf_writer import small_file
+from gguf_writer import UINT16, File, Tensor, small_file
 from stand_in_hub import HubFile, StandInHub
 
 from llamatelemetry.exceptions import (
@@ -381,6 +385,76 @@ def test_shards_are_read_from_beside(hub: StandInHub) -> None:
     assert named.name == f"{REPO}:Q8/m-00001-of-00002.gguf"
 
 
+def shard(number: int) -> bytes:
+    """Return one of two shards, counted from 0."""
+    keys_ = [("split.no", UINT16, number), ("split.count", UINT16, 2)]
+    return File(keys_, [Tensor(f"t.{number}")]).build()
+
+
+@pytest.mark.parametrize(
+    "stem", ["my model", "a#b/c?d", "100%25/p%20q", "C:D", "é+(1)"]
+)
+def test_shards_of_any_name_are_found(hub: StandInHub, stem: str) -> None:
+    """What an address writes in another way is found there, and on the Hub."""
+    for number in (0, 1):
+        hub.add(REPO, f"{stem}-0000{number + 1}-of-00002.gguf", shard(number))
+    second = f"{stem}-00002-of-00002.gguf"
+    first = second.replace("00002-of", "00001-of")
+
+    named = read_header(f"{REPO}:{second}")
+    plain = read_header(address(hub, quote(second)))
+
+    assert len(named.tensors) == len(plain.tensors) == 2
+    assert named.shards == (f"{REPO}:{first}", f"{REPO}:{second}")
+    assert list(map(unquote, plain.shards)) == [
+        unquote(address(hub, quote(name))) for name in (first, second)
+    ]
+
+
+def test_a_name_of_the_hub_s_cannot_steer_a_terminal(hub: StandInHub) -> None:
+    """A file's name may hold an escape; the file is read, and shown without it."""
+    small(hub, "m\x1b[2J-Q4_K_M.gguf")
+
+    header = read_header(REPO)
+
+    assert header.source == f"{REPO}:m\ufffd[2J-Q4_K_M.gguf"
+    hub.add(REPO, "m\x1b[2J-Q4_K_M.gguf", b"none")
+    with pytest.raises(GGUFError) as raised:
+        read_header(REPO)
+    assert str(raised.value).isprintable()
+
+
+def test_one_chunk_of_any_size_is_taken_in_pieces() -> None:
+    """A server may call a chunk as large as it likes; it is left with the first."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=send_one_chunk, args=(listener,))
+        server.start()
+        tracemalloc.start()
+        try:
+            with pytest.raises(DownloadError, match="gives more than it says"):
+                read_header(f"http://127.0.0.1:{listener.getsockname()[1]}/m.gguf")
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            server.join()
+    assert peak < 16 * KIB * KIB
+
+
+def send_one_chunk(listener: socket.socket) -> None:
+    """Answer one request with a range in one chunk of 64 MiB."""
+    connection, _ = listener.accept()
+    with connection, contextlib.suppress(OSError):
+        connection.recv(KIB * KIB)
+        connection.sendall(
+            b"HTTP/1.1 206 Partial Content\r\nTransfer-Encoding: chunked\r\n"
+            b"Content-Range: bytes 0-%d/1000000000\r\n\r\n%x\r\n"
+            % (FIRST - 1, 64 * KIB * KIB)
+        )
+        for _ in range(64):
+            connection.sendall(bytes(KIB * KIB))
+        connection.sendall(b"\r\n0\r\n\r\n")
+
+
 # What goes wrong
 
 
@@ -591,6 +665,8 @@ def test_a_silent_server_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     "url",
     [
         "https://user:hf_secret@host/m.gguf",
+        "https://user:hf_sec/hf_secret@host/m.gguf",
+        "https://user:hf_secret#hf_secret@host/m.gguf",
         "ftp://host/m.gguf",
         "http://",
         "http://[::1/m.gguf?key=hf_secret",
@@ -611,6 +687,8 @@ def test_no_redirect_leads_from_https_to_http() -> None:
         source._next_address("https://host/m.gguf", "http://host/m.gguf")
     following = source._next_address("https://host/a/m.gguf", "../b/m%20m.gguf")
     assert following == "https://host/b/m%20m.gguf"
+    with pytest.raises(DownloadError, match="from https to http"):
+        RemoteSource("https://host/m.gguf", location="http://host/m.gguf?Signature=1")
 
 
 # Who learns what

@@ -170,6 +170,23 @@ def test_a_refusal_says_what_to_do(
     assert raised.value.__context__ is None
 
 
+def test_what_the_hub_says_cannot_steer_a_terminal(
+    hub: StandInHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Escapes in the names of its files and in its headers are not shown."""
+    monkeypatch.setattr(_hub, "_RETRY_DELAYS", ())
+    hub.add(REPO, "m\x1b[2J.gguf", b"GGUF")
+
+    with pytest.raises(ModelError, match="nearest: m\ufffd") as raised:
+        resolve_file(REPO, "m.gguf")
+    assert str(raised.value).isprintable()
+    told = {"Retry-After": "1\x1b[2J"}
+    hub.fail_next("hub", "status", status=429, headers=told)
+    with pytest.raises(DownloadError, match="Try again in 1\ufffd") as busy:
+        resolve_file(REPO, "m.gguf")
+    assert str(busy.value).isprintable()
+
+
 def test_a_list_that_is_refused_says_so_too(hub: StandInHub) -> None:
     """Missing repositories and revisions are told apart when files are listed."""
     hub.add(REPO, "m.gguf", b"GGUF")

@@ -40,6 +40,15 @@ COMMIT = "bc640142c66e1fdd12af0bd68f40445458f3869b"
         ),
         ("https://hf.co/o/r/tree/v1", HubReference("o/r", None, "v1")),
         ("https://huggingface.co/o/r/", HubReference("o/r", None, None)),
+        ("HTTPS://HuggingFace.co/o/r", HubReference("o/r", None, None)),
+        (
+            "https://huggingface.co/o/r?show_file_info=Q8%2Fm+m.gguf&x=1",
+            HubReference("o/r", "Q8/m m.gguf", None),
+        ),
+        (
+            "https://huggingface.co/o/r/tree/v1/Q8?show_file_info=Q8%2Fm.gguf",
+            HubReference("o/r", "Q8/m.gguf", "v1"),
+        ),
     ],
 )
 def test_references_are_read(text: str, expected: HubReference) -> None:
@@ -67,6 +76,7 @@ def test_references_are_read(text: str, expected: HubReference) -> None:
         "https://huggingface.co.example.com/o/r/blob/main/m.gguf",
         "https://huggingface.co/o/r/blob/main/../../m.gguf",
         "https://[/o/r",
+        "https://huggingface.co/o/r?show_file_info=../m.gguf",
         "owner/repo\n:m.gguf",
     ],
 )
@@ -163,6 +173,18 @@ def test_a_choice_that_cannot_be_made_says_what_there_is() -> None:
         choose_model("o/r", models, None)
     with pytest.raises(ModelError, match=r"2 models are Q8_0: .*'o/r:a-Q8_0.gguf'"):
         choose_model("o/r", models, "Q8_0")
+
+
+def test_names_that_others_chose_are_shown_harmless_and_few() -> None:
+    """An escape in a file's name is not shown, nor a thousand files."""
+    models = model_files(files(*(f"\x1b[2J{number}.gguf" for number in range(1000))))
+    twins = model_files(files("a\x1b-Q8_0.gguf", "b\x1b-Q8_0.gguf"))
+
+    for known, wanted in ((models, None), (twins, "Q8_0")):
+        with pytest.raises(ModelError, match="\ufffd") as raised:
+            choose_model("o/r", known, wanted)
+        assert str(raised.value).isprintable()
+        assert len(str(raised.value)) < 1000
 
 
 def test_nearest_names_ignore_case() -> None:

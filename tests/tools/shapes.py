@@ -64,8 +64,8 @@ def write_shape(
     for key, value in {**shape.metadata, **(metadata or {})}.items():
         _add(writer, f"{shape.architecture}.{key}", value)
     _add_vocabulary(writer, shape)
-    for name, kind, axes in shape.tensor_table():
-        _add_tensor(writer, name, kind, axes)
+    for name, stored, axes in shape.tensor_table():
+        _add_tensor(writer, name, stored, axes)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

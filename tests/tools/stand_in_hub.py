@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 BLOCK = 65536
 CODE_TEXTS = {
@@ -371,7 +371,8 @@ class _Handler(BaseHTTPRequestHandler):
         if hop < self.hub.redirects or self.hub.endless_redirects:
             location = f"{self.entry.target.split('?')[0]}?hop={hop + 1}"
         else:
-            location = f"{self.hub.cdn_url}/{name}/{path}?Signature={self.hub.sign()}"
+            address = f"{self.hub.cdn_url}/{name}/{quote(path)}"
+            location = f"{address}?Signature={self.hub.sign()}"
         self.reply(
             302,
             {
