@@ -15,8 +15,7 @@ from llamatelemetry.gguf._cards import parse_gpus
 from llamatelemetry.gguf.memory import plan_memory
 from llamatelemetry.server._linux import available_memory
 from llamatelemetry.server.config import ServerConfig
-from llamatelemetry.setup._names import nearest_names
-from llamatelemetry.setup.catalog import catalog
+from llamatelemetry.setup.catalog import find_model
 
 _DOES_NOT_FIT = 3
 _ALL_LAYERS = 999
@@ -213,11 +212,10 @@ def _named(name: str) -> str:
     """Return what a name of the catalog stands for; any other text as it is."""
     if name == "demo" or "/" in name or name.endswith(".gguf") or Path(name).is_file():
         return name
-    known = {model.id: model.reference for model in catalog()}
-    if name.lower() in known:
-        return known[name.lower()]
-    near = ", ".join(nearest_names(name, known, most=8)) or "those of its list"
-    raise ConfigurationError(
-        f"{name!r} is no file here, and no name of the catalog, whose nearest are "
-        f"{near}; a file ends in .gguf, a repository is named owner/repository"
-    )
+    try:
+        return find_model(name).reference
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"{name!r} is no file here, and {error}; a file ends in .gguf, a "
+            "repository is named owner/repository"
+        ) from None

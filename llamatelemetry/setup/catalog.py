@@ -21,6 +21,8 @@ from llamatelemetry.setup._names import (
 
 __all__ = ["CatalogFile", "CatalogModel", "catalog", "find_model"]
 
+_MOST_NAMED = 8
+
 
 @dataclass(frozen=True, slots=True)
 class CatalogFile:
@@ -120,10 +122,11 @@ def find_model(name: str) -> CatalogModel:
     model = known.get(name.lower())
     if model is not None:
         return model
-    near = nearest_names(name, known, most=8)
-    instead = "the nearest are" if near else "it has"
+    near = nearest_names(name, known, most=_MOST_NAMED)
+    instead = "the nearest are" if near else "it has, among others"
+    names = near or list(known)[:_MOST_NAMED]
     raise ConfigurationError(
-        f"the catalog has no model {name!r}; {instead}: {', '.join(near or known)}"
+        f"the catalog has no model {name!r}; {instead}: {', '.join(names)}"
     )
 
 
