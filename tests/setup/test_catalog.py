@@ -88,7 +88,7 @@ def test_models_are_found_by_name() -> None:
 
 
 def test_an_unknown_name_brings_the_nearest() -> None:
-    """A name that is not there is answered with those like it, or with all."""
+    """A name that is not there is answered with those like it, or with some."""
     with pytest.raises(
         ConfigurationError, match=r"'qwen3-4'; the nearest are: qwen3-4b"
     ):
