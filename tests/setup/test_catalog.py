@@ -93,5 +93,7 @@ def test_an_unknown_name_brings_the_nearest() -> None:
         ConfigurationError, match=r"'qwen3-4'; the nearest are: qwen3-4b"
     ):
         find_model("qwen3-4")
-    with pytest.raises(ConfigurationError, match=r"among others: qwen3-0.6b, .*qwen3.5-4b"):
+    with pytest.raises(
+        ConfigurationError, match=r"among others: qwen3-0.6b, .*qwen3.5-4b"
+    ):
         find_model("xyzzy")

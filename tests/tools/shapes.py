@@ -38,7 +38,7 @@ class Shape:
             if found is None:
                 yield pattern, kind, shape
                 continue
-            for layer in _layers(found.group(1)):
+            for layer in layers_of(found.group(1)):
                 yield pattern.replace(found.group(0), str(layer)), kind, shape
 
 
@@ -81,7 +81,8 @@ def write_shape(
     return path
 
 
-def _layers(ranges: str) -> Iterator[int]:
+def layers_of(ranges: str) -> Iterator[int]:
+    """Yield the layers that the braces of a tensor's pattern name: ``0-3,7``."""
     for part in ranges.split(","):
         first, _, last = part.partition("-")
         yield from range(int(first), int(last or first) + 1)
