@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import re
 import sys
 import tempfile
 import time
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from memory_cells import configuration, record, too_large
-from shapes import Shape, layers_of, read_shapes, write_shape
+from shapes import Shape, read_shapes, without_last_layers, write_shape
 
 from llamatelemetry._units import MIB
 from llamatelemetry.exceptions import LLCudaError
@@ -33,29 +32,6 @@ from llamatelemetry.gguf.memory import plan_memory
 PRINTED = 0.025  # MiB: sums of two figures of two decimals each
 ENCODERS = ("bert", "nomic-bert", "gemma-embedding")
 KINDS = ("f16", "q8_0", "q4_0", "q5_1", "f32", "bf16", "iq4_nl")
-
-
-def without_last_layers(shape: Shape, layers: int) -> Shape:
-    """Return the shape with its first layers only."""
-    tensors = {}
-    for pattern, entry in shape.tensors.items():
-        found = re.search(r"\{(.*)\}", pattern)
-        kept = (
-            [number for number in layers_of(found[1]) if number < layers]
-            if found
-            else []
-        )
-        if found is None:
-            tensors[pattern] = entry
-        elif kept:
-            tensors[pattern.replace(found[0], f"{{{','.join(map(str, kept))}}}")] = (
-                entry
-            )
-    metadata = {
-        key: value[:layers] if isinstance(value, list) else value
-        for key, value in shape.metadata.items()
-    }
-    return replace(shape, tensors=tensors, metadata={**metadata, "block_count": layers})
 
 
 def with_other_size(shape: Shape, old: int, new: int) -> Shape:
