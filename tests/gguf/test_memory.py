@@ -98,17 +98,17 @@ def test_plans_agree_with_what_llama_cpp_allocated(
     check_cells(header_of(name), [cell for cell in CELLS if cell["shape"] == name])
 
 
-@pytest.mark.parametrize("architecture", known_architectures())
+@pytest.mark.parametrize("name", sorted(SHAPES))
 def test_each_architecture_has_its_graph(
-    architecture: str, header_of: Callable[[str], GGUFHeader]
+    name: str, header_of: Callable[[str], GGUFHeader]
 ) -> None:
-    """With and without flash attention, for text and for embeddings: as printed."""
-    name = next(name for name in SHAPES if SHAPES[name].architecture == architecture)
+    """With and without flash attention, cached whole, not mapped: as printed."""
     kinds = {}
     for cell in CELLS:
         if cell["shape"] == name:
             config = cell["config"]
-            kinds[config["flash_attn"], config.get("pooling")] = cell
+            whole = "--swa-full" in config.get("extra_args", [])
+            kinds[config["flash_attn"], whole, config.get("no_mmap")] = cell
     check_cells(header_of(name), list(kinds.values()))
 
 
@@ -868,6 +868,18 @@ def test_hostile_numbers_are_refused_or_planned(
             plan.table()
             for place in plan.places:
                 assert all(size >= 0 for size in place.parts.values()), key
+
+
+@pytest.mark.parametrize("value", [-1, 2**31, 1.5, "many"])
+def test_a_number_no_model_has_is_refused(
+    value: Any, header_of: Callable[[str], GGUFHeader]
+) -> None:
+    """The error names the key, what it holds and what it may hold."""
+    header = header_of("qwen3-4b")
+    changed = {**header.metadata, "qwen3.attention.head_count": value}
+
+    with pytest.raises(GGUFError, match=r"qwen3\.attention\.head_count is .* whole"):
+        plan_memory(replace(header, metadata=changed), ON_GPU)
 
 
 @pytest.mark.parametrize("count", [0, 1, 35, 37, 10**6, 2**31 - 1])
