@@ -53,7 +53,7 @@ DECODERS: list[dict[str, Any]] = [
     {"context_size": 700, "parallel": 2, "extra_args": ["--kv-unified"]},
     {"context_size": 512, "no_mmap": True},
     {"context_size": 16384, "parallel": 2, "extra_args": ["--swa-full"]},
-    {"cache_type_k": "f32", "cache_type_v": "f32", "context_size": 4096},
+    {"cache_type_k": "f32", "cache_type_v": "f32", "n_ubatch": 32},
     {"context_size": 3000, "embeddings": True, "pooling": "last", "n_batch": 128,
      "n_ubatch": 128, "parallel": 3},
 ]  # fmt: skip
