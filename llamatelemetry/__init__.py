@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llamatelemetry.api.client import LlamaCppClient
+    from llamatelemetry.diagnosis import doctor
     from llamatelemetry.gguf.memory import plan_memory
     from llamatelemetry.server.config import ServerConfig
     from llamatelemetry.server.manager import ServerManager
+    from llamatelemetry.setup import ensure_engine, ensure_model, prepare
 
 __version__ = "0.1.0"
 
@@ -23,18 +25,25 @@ __all__ = [
     "ServerConfig",
     "ServerManager",
     "__version__",
+    "doctor",
+    "ensure_engine",
+    "ensure_model",
     "plan_memory",
+    "prepare",
 ]
 
 _HOMES = {
     "LlamaCppClient": "llamatelemetry.api.client",
     "ServerConfig": "llamatelemetry.server.config",
     "ServerManager": "llamatelemetry.server.manager",
+    "doctor": "llamatelemetry.diagnosis",
+    "ensure_engine": "llamatelemetry.setup.engines",
+    "ensure_model": "llamatelemetry.setup.models",
     "plan_memory": "llamatelemetry.gguf.memory",
+    "prepare": "llamatelemetry.setup._prepare",
 }
 
-
-_ROOMS = ("api", "exceptions", "gguf", "server", "setup")
+_ROOMS = ("api", "exceptions", "gguf", "gpu", "server", "setup")
 
 
 def __getattr__(name: str) -> Any:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from llamatelemetry._units import GIB, MIB, format_file_size, format_memory
-from llamatelemetry.exceptions import ConfigurationError, LLCudaError
-from llamatelemetry.gguf._cards import GPUMemory, margin_bytes
-from llamatelemetry.gguf.estimates import estimate_vram
+from llamatelemetry._units import MIB, format_file_size, format_memory
+from llamatelemetry.exceptions import LLCudaError
+from llamatelemetry.gguf._cards import GPUMemory
 from llamatelemetry.gguf.memory import MemoryPlan
 from llamatelemetry.setup._hub import list_files
 from llamatelemetry.setup._names import ModelFile, model_files, parse_reference
-from llamatelemetry.setup.catalog import CatalogModel, catalog
+from llamatelemetry.setup.catalog import catalog
+from llamatelemetry.setup.recommend import may_fit
 
 __all__ = ["instead", "largest_that_fits", "recommended"]
 
@@ -86,6 +86,8 @@ def recommended(plan: MemoryPlan) -> list[str]:
     smaller than the plan's model, of its task, and made for as long a context.
     """
     task = "chat" if plan.generates else "embedding"
+    config, places = plan.config, plan.devices or (plan.host,)
+    free = [place.free or 0 for place in places]
     entries = sorted(catalog(), key=lambda each: each.total_bytes, reverse=True)
     names = [
         entry.id
@@ -93,34 +95,13 @@ def recommended(plan: MemoryPlan) -> list[str]:
         if task in entry.tasks
         and entry.total_bytes < plan.model_bytes
         and entry.native_context >= plan.slot_context
-        and _may_fit(entry, plan)
-    ]
-    return names[:_MOST_NAMED]
-
-
-def _may_fit(entry: CatalogModel, plan: MemoryPlan) -> bool:
-    """Whether an estimate leaves each device its margin, split as the room is."""
-    config, places = plan.config, plan.devices or (plan.host,)
-    free = [place.free or 0 for place in places]
-    try:
-        estimate = estimate_vram(
-            entry.parameters,
-            entry.quantization or "Q4_K_M",
+        and may_fit(
+            entry,
+            free,
             plan.context,
-            architecture=entry.architecture,
             cache_type_k=config.cache_type_k,
             cache_type_v=config.cache_type_v,
             flash_attn=config.flash_attn,
-            gpus=len(places),
         )
-    except ConfigurationError:  # a recipe or a family that has no estimate
-        return False
-    # A card holds whole layers, so one has up to a layer more than its share.
-    shares = [estimate * GIB * room / sum(free) * _WHOLE_LAYERS for room in free]
-    return all(
-        share + margin_bytes(int(share)) <= room
-        for share, room in zip(shares, free, strict=True)
-    )
-
-
-_WHOLE_LAYERS = 1.04
+    ]
+    return names[:_MOST_NAMED]

@@ -1,4 +1,4 @@
-"""The command ``llamatelemetry``: demo, serve, chat, plan."""
+"""The command ``llamatelemetry``: demo, setup, doctor, serve, chat, plan, pack."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
 
@@ -20,6 +21,7 @@ from llamatelemetry._demo import (
     DEMO_THREADS,
 )
 from llamatelemetry._plan_command import describe_plan
+from llamatelemetry._setup_commands import describe_setup_commands
 from llamatelemetry._units import format_file_size
 from llamatelemetry.api.client import LlamaCppClient
 from llamatelemetry.exceptions import (
@@ -33,9 +35,13 @@ from llamatelemetry.server.engine import find_engine
 from llamatelemetry.server.events import Notice
 from llamatelemetry.server.manager import ServerManager
 from llamatelemetry.server.parsing import parse_arguments
+from llamatelemetry.setup.models import ensure_model
 
 _USAGE_ERROR = 2
 _FAILURE = 1
+
+
+_MODEL_HELP = "a GGUF file, a name of the catalog, owner/repo:file.gguf, or 'demo'"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,7 +109,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="llamatelemetry",
-        description="Know a model, run llama.cpp's server, talk to it.",
+        description="Get a model, know it, run llama.cpp's server, talk to it.",
         epilog="Start with: llamatelemetry demo",
     )
     parser.add_argument("--version", action="version", version=__version__)
@@ -129,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
     describe_plan(commands)
+    describe_setup_commands(commands)
     _describe_chat(
         commands.add_parser(
             "chat",
@@ -148,7 +155,7 @@ def _describe_demo(parser: argparse.ArgumentParser) -> None:
 
 def _describe_serve(parser: argparse.ArgumentParser) -> None:
     _add_engine(parser)
-    parser.add_argument("model", metavar="MODEL", help="a GGUF file, or 'demo'")
+    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     parser.add_argument(
         "arguments",
         nargs=argparse.REMAINDER,
@@ -164,7 +171,7 @@ def _describe_chat(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="a GGUF file, or 'demo', which is the default",
+        help=f"{_MODEL_HELP}; 'demo' unless said",
     )
     target.add_argument("--url", help="a server that runs already")
     parser.add_argument("--system", metavar="TEXT", help="a system message")
@@ -192,7 +199,12 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
 
 
 def _model_path(name: str) -> str:
-    return str(DEMO_MODEL) if name == "demo" else name
+    """Return the path of a model; one that the catalog or the Hub has is fetched."""
+    if name == "demo":
+        return str(DEMO_MODEL)
+    if Path(name).exists() or (name.lower().endswith(".gguf") and ":" not in name):
+        return name
+    return str(ensure_model(name))
 
 
 # ── demo ─────────────────────────────────────────────────────────────────────────

@@ -28,9 +28,8 @@
        ├─ DiskSpaceError
        └─ OfflineError
 
-The base's name is the API reference's; most errors have nothing to do with CUDA. Of
-the branch of SetupError, ChecksumError, UnsafeArchiveError and DiskSpaceError belong to
-parts that are still to come.
+The base's name is the API reference's; most errors have nothing to do with CUDA. What
+one should know though nothing failed is a SetupWarning.
 
 Each message says what happened, where, and what to do. The evidence is kept on the
 error as attributes: the command, the exit code, the last log lines, the bytes
@@ -67,6 +66,7 @@ __all__ = [
     "ServerStartError",
     "ServerTimeoutError",
     "SetupError",
+    "SetupWarning",
     "StreamError",
     "UnsafeArchiveError",
 ]
@@ -337,3 +337,7 @@ class DiskSpaceError(SetupError):
 
 class OfflineError(SetupError):
     """There is no internet here, and what was asked for is not on this machine."""
+
+
+class SetupWarning(UserWarning):
+    """Something about an engine or a model that one should know; nothing failed."""

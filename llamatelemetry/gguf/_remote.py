@@ -13,11 +13,11 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-from llamatelemetry._connection import checked_url
+from llamatelemetry._address import PASSING_STATUS, RemoteAddress, without_secrets
 from llamatelemetry._deadline import Deadline
-from llamatelemetry._http import HTTPClient, StreamedReply
+from llamatelemetry._http import StreamedReply
 from llamatelemetry._units import KIB, MIB, format_memory, printable
 from llamatelemetry.exceptions import (
     ClientError,
@@ -46,7 +46,6 @@ _ALWAYS_ALLOWED = 512 * KIB
 _MOST_GROWTH = 4
 _MARGIN_BYTES = 128 * KIB
 
-_MOST_REDIRECTS = 5
 _MOST_REQUESTS = 16  # for one fetch; a server may give less than asked
 _SILENCE_SECONDS = 15.0
 _TOTAL_SECONDS = 120.0
@@ -55,11 +54,8 @@ _RETRY_DELAYS = (0.25, 0.5, 1.0)
 _LONGEST_WAIT_SECONDS = 5.0
 _LONGEST_NAME = 4096  # of a reference; a path has no more anywhere
 
-_REDIRECTS = {301, 302, 303, 307, 308}
 _REFUSED = {401, 403}
 _MISSING = {404, 410}
-_EXPIRED = _REFUSED | _MISSING
-_PASSING = {408, 425, 429, 500, 502, 503, 504}
 _WHOLE, _RANGE, _BEYOND_END = 200, 206, 416
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
@@ -133,16 +129,15 @@ class RemoteSource:
         reference: HubReference | None = None,
     ) -> None:
         if reference is None:
-            self.name = _without_secrets(url)
+            self.name = without_secrets(url)
         else:
             self.name = printable(str(reference), _LONGEST_NAME)
         self.size: int | None = None
-        self._url = self._checked(url)
+        self._address = RemoteAddress(
+            url, name=self.name, headers=headers, location=location
+        )
         self._reference = reference
-        self.file_name = unquote(urlsplit(self._url).path.rpartition("/")[2])
-        self._headers = dict(headers or {})
-        self._resolved = self._next_address(self._url, location) if location else None
-        self._clients: dict[str, HTTPClient] = {}
+        self.file_name = unquote(urlsplit(self._address.url).path.rpartition("/")[2])
         self._identity: tuple[str | None, int | None] | None = None
         self._received = 0
 
@@ -190,13 +185,14 @@ class RemoteSource:
             folder = reference.path.removesuffix(self.file_name)
             reference = replace(reference, path=folder + name)
         return RemoteSource(
-            _beside(self._url, name), headers=self._headers, reference=reference
+            _beside(self._address.url, name),
+            headers=self._address.headers,
+            reference=reference,
         )
 
     def close(self) -> None:
         """Close the connections."""
-        for client in self._clients.values():
-            client.close()
+        self._address.close()
 
     def _allowed(self, offset: int, length: int, expected: int) -> int:
         """Return how many bytes to ask for; no more than one file may cost."""
@@ -215,7 +211,11 @@ class RemoteSource:
     ) -> _Trouble | None:
         """Ask for a range once, and add to the body what comes of it."""
         try:
-            reply = self._open(f"bytes={start}-{stop - 1}", deadline)
+            reply = self._address.open(
+                {"Range": f"bytes={start}-{stop - 1}"},
+                silence_timeout=_SILENCE_SECONDS,
+                total_timeout=deadline.remaining,
+            )
             with contextlib.closing(reply):
                 return self._take(reply, start, stop, body)
         except RequestTimeoutError:
@@ -228,77 +228,11 @@ class RemoteSource:
             )
         return _Trouble(words)
 
-    def _open(self, wanted: str, deadline: Deadline) -> StreamedReply:
-        """Ask where the file was last, and where it was first if that is refused."""
-        known = self._resolved
-        if known is not None and known != self._url:
-            reply = self._follow(known, wanted, deadline)
-            if reply.status not in _EXPIRED:
-                return reply
-            reply.close()
-        self._resolved = None
-        return self._follow(self._url, wanted, deadline)
-
-    def _follow(self, address: str, wanted: str, deadline: Deadline) -> StreamedReply:
-        for _ in range(_MOST_REDIRECTS + 1):
-            reply = self._send(address, wanted, deadline)
-            if reply.status == _RANGE:
-                self._resolved = address
-            if reply.status not in _REDIRECTS:
-                return reply
-            reply.close()
-            address = self._next_address(address, reply.headers.get("Location", ""))
-        raise DownloadError(
-            f"{self.name}: the server redirects more than {_MOST_REDIRECTS} times. "
-            "Give the address where the file itself is."
-        )
-
-    def _send(self, address: str, wanted: str, deadline: Deadline) -> StreamedReply:
-        origin, target = _split(address)
-        client = self._clients.get(origin)
-        if client is None:
-            client = self._clients[origin] = HTTPClient(origin)
-        own = self._headers if origin == _split(self._url)[0] else {}
-        reply = client.stream(
-            "GET",
-            target,
-            headers={**own, "Range": wanted},
-            silence_timeout=_SILENCE_SECONDS,
-            total_timeout=deadline.remaining,
-        )
-        reply.open()
-        return reply
-
-    def _next_address(self, address: str, location: str) -> str:
-        """Return where a redirect leads."""
-        try:
-            following = self._checked(urljoin(address, location)) if location else ""
-        except (ValueError, ConfigurationError):
-            following = ""
-        if not following:
-            raise DownloadError(f"{self.name}: the server redirects to no address.")
-        if address.startswith("https:") and not following.startswith("https:"):
-            raise DownloadError(
-                f"{self.name}: the server redirects from https to http, where anybody "
-                "between could change the file."
-            )
-        return following
-
-    def _checked(self, url: str) -> str:
-        """Return an address as it is sent."""
-        try:
-            if "@" not in urlsplit(url).netloc:
-                return checked_url(url)
-            reason = "it holds a user name or password; give those as headers"
-        except ValueError:
-            reason = "write it like https://host/model.gguf"
-        raise ConfigurationError(f"{self.name}: the address cannot be used: {reason}.")
-
     def _take(
         self, reply: StreamedReply, start: int, stop: int, body: bytearray
     ) -> _Trouble | None:
         """Add a reply's bytes to the body once it is sure what they are."""
-        if reply.status in _PASSING:
+        if reply.status in PASSING_STATUS:
             wait = reply.headers.get("Retry-After", "")
             words = f"the server answers {reply.status}"
             if not wait.isdecimal():
@@ -417,22 +351,6 @@ def open_reference(reference: str | HubReference) -> RemoteSource:
         location=found.location,
         reference=HubReference(named.repo, path, named.revision),
     )
-
-
-def _without_secrets(url: str) -> str:
-    """Return an address without what may be secret in it."""
-    scheme, _, rest = url.partition("//")
-    # A password may hold any character, such as one that ends a host elsewhere.
-    if re.match(r"[^/@]*@|[^@]*:[^@]*@", rest):
-        return f"{scheme}//…"
-    return re.split(r"[?#]", url, maxsplit=1)[0]
-
-
-def _split(url: str) -> tuple[str, str]:
-    """Return an address's origin, and what is asked of it."""
-    parts = urlsplit(url)
-    target = urlunsplit(("", "", parts.path or "/", parts.query, ""))
-    return f"{parts.scheme}://{parts.netloc}", target
 
 
 def _beside(url: str, name: str) -> str:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_ACTIONS = frozenset({"--help", "--version"})
+_ACTIONS = frozenset({"--help", "--version", "--list-devices"})
 _HELP_COLUMN = 40  # where llama-server's help texts begin
 _HELP_WIDTH = 70
 _HEADING = "----- llama-server params of the embedded engine -----"
@@ -82,6 +82,9 @@ def _run(arguments: Sequence[str]) -> int:
     parameters = _parameters(xllamacpp, given)
     if any(item.flag.flag == "--version" for item in given):
         sys.stderr.write(_version(xllamacpp))
+        return 0
+    if any(item.flag.flag == "--list-devices" for item in given):
+        sys.stdout.write(_devices(xllamacpp))
         return 0
     if any(item.flag.flag == "--help" for item in given):
         sys.stdout.write(_help())
@@ -381,6 +384,17 @@ def _version(xllamacpp: ModuleType) -> str:
         f"version: {version.rpartition('.')[2]} (xllamacpp {version})\n"
         f"built with {build['compiler']} for {build['build_target']}\n"
     )
+
+
+def _devices(xllamacpp: ModuleType) -> str:
+    """Return the cards as llama-server lists them; the CPU is none."""
+    lines = [
+        f"  {device['name']}: {device['description']} "
+        f"({device['memory_total'] >> 20} MiB, {device['memory_free'] >> 20} MiB free)"
+        for device in xllamacpp.get_device_info()
+        if device["type"].name.endswith("_GPU")
+    ]
+    return "\n".join(["Available devices:", *(lines or ["  (none)"]), ""])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Find an engine: a program that speaks llama-server's flags and HTTP API.
 
 The order is: the argument, the variable ``LLAMATELEMETRY_SERVER``, ``llama-server``
-or ``llama`` on PATH, and last the embedded engine, where ``xllamacpp`` is installed.
+or ``llama`` on PATH, the engine that :mod:`llamatelemetry.setup` installed last, and at
+the end the embedded engine, where ``xllamacpp`` is installed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,12 +22,21 @@ from typing import Literal
 
 from llamatelemetry.exceptions import ConfigurationError, EngineNotFoundError
 from llamatelemetry.server import _process
+from llamatelemetry.server._installed import InstalledEngine, installed_engines
 from llamatelemetry.server.flags import Capabilities, read_capabilities
 
-__all__ = ["Engine", "EngineLike", "build_environment", "find_engine"]
+__all__ = [
+    "Engine",
+    "EngineLike",
+    "build_environment",
+    "embedded_engine",
+    "engine_of_record",
+    "engine_on_path",
+    "find_engine",
+]
 
 _NamedBy = Literal["argument", "LLAMATELEMETRY_SERVER"]
-_Source = Literal[_NamedBy, "PATH", "embedded"]
+_Source = Literal[_NamedBy, "PATH", "setup", "embedded"]
 EMBEDDED = "embedded"
 """The name that asks for the embedded engine."""
 
@@ -46,12 +56,14 @@ class Engine:
         source: Where it was found.
         library_path: Folders its shared libraries are in, for LD_LIBRARY_PATH.
         python_path: Folders its Python modules are in, for PYTHONPATH.
+        note: Why it is this one, in a sentence, where setup has chosen it.
     """
 
     command: tuple[str, ...]
     source: _Source
     library_path: tuple[str, ...] = field(default=(), repr=False)
     python_path: tuple[str, ...] = field(default=(), repr=False)
+    note: str = field(default="", repr=False, compare=False)
 
     @property
     def embedded(self) -> bool:
@@ -98,7 +110,7 @@ def find_engine(engine: EngineLike | None = None) -> Engine:
     elif variable:
         found = _named(variable, "LLAMATELEMETRY_SERVER")
     else:
-        found = _on_path() or _embedded()
+        found = engine_on_path() or _installed() or embedded_engine()
     if found is None:
         raise EngineNotFoundError(
             "no llama-server found: no engine was named, LLAMATELEMETRY_SERVER is not "
@@ -114,7 +126,7 @@ def _named(
     source: _NamedBy,
 ) -> Engine:
     if value == EMBEDDED:
-        engine = _embedded()
+        engine = embedded_engine()
         if engine is None:
             raise EngineNotFoundError(
                 "the embedded engine needs xllamacpp, which is not installed: "
@@ -163,7 +175,8 @@ def _resolve(program: str, source: _NamedBy) -> str:
     )
 
 
-def _on_path() -> Engine | None:
+def engine_on_path() -> Engine | None:
+    """Return llama-server or llama on PATH; None where there is neither."""
     program = shutil.which("llama-server")
     if program is not None:
         return _engine_of(program, [], "PATH")
@@ -207,19 +220,49 @@ def _libraries_of(program: str) -> tuple[str, ...]:
     )
 
 
-def _embedded() -> Engine | None:
-    found = find_spec("xllamacpp")
-    if found is None:
-        return None
+def _installed() -> Engine | None:
+    """Return the engine that setup installed last, if it is still whole."""
+    for record in installed_engines():
+        return engine_of_record(record)
+    return None
+
+
+def engine_of_record(record: InstalledEngine, note: str = "") -> Engine:
+    """Return an installed engine as one that can be run."""
+    if record.module_path is not None:
+        embedded = embedded_engine(record.module_path)
+        if embedded is not None:
+            return replace(embedded, source="setup", note=note)
+    return Engine(
+        (str(record.executable), *record.arguments),
+        "setup",
+        library_path=record.library_path,
+        note=note,
+    )
+
+
+def embedded_engine(modules: Path | None = None) -> Engine | None:
+    """Return the embedded engine, or None where xllamacpp is not installed.
+
+    Args:
+        modules: The folder of another xllamacpp than the installed one.
+    """
     # -P: a json.py in the notebook's folder must not stand in for the real one.
     command = (sys.executable, "-P", "-m", _EMBEDDED_MODULE)
-    places = {str(Path(__file__).parents[2])}
-    if found.origin is not None:
-        places.add(str(Path(found.origin).parents[1]))
+    places = [str(Path(__file__).parents[2])]
+    if modules is not None:
+        places.insert(0, str(modules))
+    else:
+        found = find_spec("xllamacpp")
+        if found is None:
+            return None
+        if found.origin is not None:
+            places.insert(0, str(Path(found.origin).parents[1]))
     # Those the child finds by itself are left out: on PYTHONPATH, a site folder would
     # come before the standard library.
     own = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    return Engine(command, "embedded", python_path=tuple(sorted(places - own)))
+    paths = tuple(dict.fromkeys(place for place in places if place not in own))
+    return Engine(command, "embedded", python_path=paths)
 
 
 FileIdentity = tuple[tuple[str, int, int], ...]

@@ -8,20 +8,33 @@ own: those hold the request, and with it the token.
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import queue
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, TypeVar
 from urllib.parse import quote
 
-from llamatelemetry._units import printable
+from llamatelemetry._environment import Token, detect_platform, find_token
+from llamatelemetry._internet import Probe, start_probe
 from llamatelemetry.exceptions import (
     ConfigurationError,
-    DownloadError,
-    GatedModelError,
     LLCudaError,
     ModelError,
     OfflineError,
+)
+from llamatelemetry.setup._disk import disk_errors
+from llamatelemetry.setup._hub_errors import (
+    BUSY_STATUS,
+    FileMissingError,
+    is_passing,
+    meaning,
+    status_of,
 )
 from llamatelemetry.setup._names import (
     HubReference,
@@ -35,6 +48,10 @@ __all__ = [
     "HubReference",
     "RepoFile",
     "ResolvedFile",
+    "cached_file",
+    "default_cache",
+    "fetch_file",
+    "hub_token",
     "list_files",
     "parse_reference",
     "resolve_file",
@@ -46,21 +63,7 @@ _TIMEOUT = 10.0
 """Seconds until an answer; the library's own limit for a file's facts."""
 _RETRY_DELAYS = (0.5, 1.0)
 """Seconds before asking a Hub again that is busy."""
-_BUSY = {429, 500, 502, 503, 504}
 _OWN_NAME = "llamatelemetry"
-# What the HTTP clients under the versions of huggingface_hub call it when no
-# connection comes about. They have no base class in common, not even OSError.
-_NO_CONNECTION = {
-    "ConnectError",
-    "ConnectTimeout",
-    "ConnectTimeoutError",
-    "ConnectionRefusedError",
-    "NameResolutionError",
-    "NewConnectionError",
-    "OfflineModeIsEnabled",
-    "ProxyError",
-    "gaierror",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +89,15 @@ class ResolvedFile:
     commit: str
 
 
-def list_files(repo: str, revision: str | None = None) -> list[RepoFile]:
+def list_files(
+    repo: str, revision: str | None = None, *, token: Token | None = None
+) -> list[RepoFile]:
     """Return the files of a model's repository.
 
     Args:
         repo: ``owner/repository``.
         revision: A branch, tag or commit; None for the main branch.
+        token: The token to send. None: the one that is found here, if any.
 
     Raises:
         ConfigurationError: The name cannot be one of a repository.
@@ -103,7 +109,12 @@ def list_files(repo: str, revision: str | None = None) -> list[RepoFile]:
     from huggingface_hub import HfApi, constants  # noqa: PLC0415 -- slow to import
 
     _check_repo(repo)
-    interface = HfApi(endpoint=constants.ENDPOINT, library_name=_OWN_NAME)
+    key = token or hub_token()
+    interface = HfApi(
+        endpoint=constants.ENDPOINT,
+        library_name=_OWN_NAME,
+        token=key.value if key else False,
+    )
     found = _ask(
         repo,
         lambda: interface.model_info(
@@ -116,13 +127,16 @@ def list_files(repo: str, revision: str | None = None) -> list[RepoFile]:
     ]
 
 
-def resolve_file(repo: str, path: str, revision: str | None = None) -> ResolvedFile:
+def resolve_file(
+    repo: str, path: str, revision: str | None = None, *, token: Token | None = None
+) -> ResolvedFile:
     """Ask the Hub where a file's bytes lie.
 
     Args:
         repo: ``owner/repository``.
         path: The file's path in it.
         revision: A branch, tag or commit; None for the main branch.
+        token: The token to send. None: the one that is found here, if any.
 
     Raises:
         ConfigurationError: The name cannot be one of a repository.
@@ -134,7 +148,7 @@ def resolve_file(repo: str, path: str, revision: str | None = None) -> ResolvedF
     from huggingface_hub import constants, get_hf_file_metadata  # noqa: PLC0415
 
     _check_repo(repo)
-    token = _find_token()
+    key = token or hub_token()
     base = f"{constants.ENDPOINT}/{repo}/resolve"
     asked = revision or "main"
     try:
@@ -142,28 +156,24 @@ def resolve_file(repo: str, path: str, revision: str | None = None) -> ResolvedF
             repo,
             lambda: get_hf_file_metadata(
                 f"{base}/{quote(asked, safe='')}/{quote(path)}",
-                token=token or False,
+                token=key.value if key else False,
                 timeout=_TIMEOUT,
                 library_name=_OWN_NAME,
             ),
         )
-    except _FileMissingError:
-        known = [file.path for file in list_files(repo, revision)]
+    except FileMissingError:
+        known = [file.path for file in list_files(repo, revision, token=key)]
     else:
         commit = found.commit_hash or asked
         return ResolvedFile(
             url=f"{base}/{quote(commit, safe='')}/{quote(path)}",
             location=found.location,
-            headers={"Authorization": f"Bearer {token}"} if token else {},
+            headers={"Authorization": f"Bearer {key.value}"} if key else {},
             size=found.size,
             etag=found.etag,
             commit=commit,
         )
     raise _missing_file(repo, path, known)
-
-
-class _FileMissingError(ModelError):
-    """There is no such file; what there is instead is not known yet."""
 
 
 def _missing_file(repo: str, path: str, known: list[str]) -> ModelError:
@@ -173,10 +183,185 @@ def _missing_file(repo: str, path: str, known: list[str]) -> ModelError:
     return ModelError(f"{repo}: the repository has no file {path!r}. {instead}.")
 
 
-def _find_token() -> str | None:
-    from huggingface_hub import constants, get_token  # noqa: PLC0415
+def hub_token(argument: str | None = None) -> Token | None:
+    """Return the token for the Hub, in the order of :func:`find_token`.
 
-    return None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    HF_HUB_DISABLE_IMPLICIT_TOKEN leaves the argument only.
+
+    Args:
+        argument: What the user gave.
+    """
+    from huggingface_hub import constants  # noqa: PLC0415
+
+    if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+        return Token(argument, "the argument") if argument else None
+    return find_token(
+        argument,
+        saved=_saved_token,
+        ask_secrets=lambda: _probe().result().available is not False,
+    )
+
+
+def _probe() -> Probe:
+    from huggingface_hub import constants  # noqa: PLC0415
+
+    return start_probe(constants.ENDPOINT)
+
+
+def _saved_token() -> str | None:
+    from huggingface_hub import constants  # noqa: PLC0415
+
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return Path(constants.HF_TOKEN_PATH).read_text(encoding="utf-8")
+    return None
+
+
+# The cache, and the transfer into it
+
+
+def default_cache() -> Path:
+    """Return the folder of the library's own cache: HF_HUB_CACHE, or below HF_HOME."""
+    from huggingface_hub import constants  # noqa: PLC0415
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def cached_file(
+    repo: str, path: str, revision: str | None = None, *, cache: Path
+) -> Path | None:
+    """Return where a file lies in the cache, or None. Nothing is asked of the Hub.
+
+    Args:
+        repo: ``owner/repository``.
+        path: The file's path in it.
+        revision: A branch, tag or commit; None for the main branch.
+        cache: The cache's folder.
+    """
+    from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415
+
+    found = try_to_load_from_cache(repo, path, cache_dir=cache, revision=revision)
+    # What is known not to exist there has a value of its own.
+    return Path(found) if isinstance(found, str) and Path(found).is_file() else None
+
+
+class TransferProgress(Protocol):
+    """What follows a transfer, and can call it off: a bar."""
+
+    @property
+    def done(self) -> int:
+        """Bytes that are there."""
+
+    @property
+    def farthest(self) -> int:
+        """The most bytes there ever were."""
+
+    def check(self) -> None:
+        """Raise if the transfer is called off."""
+
+    def reporting_class(self) -> type[Any]:
+        """Return a class of tqdm bars that report here."""
+
+
+def fetch_file(
+    repo: str,
+    path: str,
+    revision: str | None = None,
+    *,
+    cache: Path,
+    bar: TransferProgress,
+    size: int | None = None,
+    token: Token | None = None,
+) -> Path:
+    """Transfer a file into the cache; the library resumes and locks.
+
+    Args:
+        repo: ``owner/repository``.
+        path: The file's path in it.
+        revision: A branch, tag or commit; None for the main branch.
+        cache: The cache's folder.
+        bar: Shows the progress; its cancelling ends the transfer.
+        size: Bytes of the file, for the message of a full disk.
+        token: The token to send.
+
+    Returns:
+        The file in the cache. Its content was not verified.
+
+    Raises:
+        ModelError: There is no such repository, revision or file.
+        GatedModelError: The licence must be accepted first, or a token is needed.
+        DiskSpaceError: The disk is full.
+        OfflineError: There is no connection.
+        DownloadError: The transfer breaks off again and again.
+    """
+    from huggingface_hub import hf_hub_download  # noqa: PLC0415
+
+    options: dict[str, Any] = {}
+    if "tqdm_class" in inspect.signature(hf_hub_download).parameters:  # since 1.0
+        options["tqdm_class"] = bar.reporting_class()
+
+    def transfer() -> str:
+        bar.check()
+        with _settings_of_transfers(), disk_errors(cache, path, size or bar.done):
+            found: str = hf_hub_download(
+                repo,
+                path,
+                revision=revision,
+                cache_dir=cache,
+                token=token.value if token else False,
+                library_name=_OWN_NAME,
+                **options,
+            )
+        return found
+
+    return Path(_ask(repo, transfer, _TRANSFER_DELAYS, lambda: bar.farthest))
+
+
+_TRANSFER_DELAYS = (1.0, 2.0, 4.0, 8.0)
+_MOST_TRANSFERS = 50
+_MOST_SILENCE_SECONDS = 30
+_settings_lock = threading.Lock()
+_settings_users = 0
+_settings_before: dict[str, Any] = {}
+_SETTINGS = {
+    # Its transfers cannot be called off, and one that hangs holds the file's lock.
+    "HF_HUB_DISABLE_XET": True,
+    # Of hub 0.36; it neither resumes nor reports.
+    "HF_HUB_ENABLE_HF_TRANSFER": False,
+    # What is kept when a connection breaks: 10 MiB at a time otherwise, so that a link
+    # that breaks before 10 MiB never gets anywhere.
+    "DOWNLOAD_CHUNK_SIZE": 1 << 20,
+}
+
+
+@contextlib.contextmanager
+def _settings_of_transfers() -> Iterator[None]:
+    """Have the library transfer as it should, while a transfer of ours runs.
+
+    These are constants of the library: there is no other way to say them.
+    """
+    from huggingface_hub import constants  # noqa: PLC0415
+
+    global _settings_users  # noqa: PLW0603 -- the constants are global too
+    with _settings_lock:
+        _settings_users += 1
+        if _settings_users == 1:
+            silence = min(constants.HF_HUB_DOWNLOAD_TIMEOUT, _MOST_SILENCE_SECONDS)
+            for name, value in {
+                **_SETTINGS,
+                "HF_HUB_DOWNLOAD_TIMEOUT": silence,
+            }.items():
+                if hasattr(constants, name):
+                    _settings_before[name] = getattr(constants, name)
+                    setattr(constants, name, value)
+    try:
+        yield
+    finally:
+        with _settings_lock:
+            _settings_users -= 1
+            if _settings_users == 0:
+                for name, value in _settings_before.items():
+                    setattr(constants, name, value)
+                _settings_before.clear()
 
 
 def _check_repo(repo: str) -> None:
@@ -187,15 +372,37 @@ def _check_repo(repo: str) -> None:
         )
 
 
-def _ask(repo: str, call: Callable[[], _Answer]) -> _Answer:
-    """Ask the Hub, again where it is busy, and raise what its answer means."""
-    delays = iter(_RETRY_DELAYS)
-    while True:
+def _ask(
+    repo: str,
+    call: Callable[[], _Answer],
+    delays: tuple[float, ...] | None = None,
+    progress: Callable[[], int] | None = None,
+) -> _Answer:
+    """Ask the Hub, again where that helps, and raise what its answer means.
+
+    Args:
+        repo: The repository, for messages.
+        call: Asks.
+        delays: Seconds to wait between tries that bring nothing.
+        progress: Tells how far the tries have come. Where it is given, a connection
+            that broke is tried again too, and a try that came farther than the ones
+            before starts the count of delays anew.
+    """
+    delays = _RETRY_DELAYS if delays is None else delays
+    left = iter(delays)
+    farthest = 0
+    for _ in range(_MOST_TRANSFERS):
         try:
-            return call()
+            return call() if progress is not None else _unless_offline(call, repo)
+        except LLCudaError:
+            raise
         except Exception as error:  # noqa: BLE001 -- each version has its own
-            delay = next(delays, None) if _status(error) in _BUSY else None
+            broken = progress is not None and is_passing(error)
+            again = broken or status_of(error) in BUSY_STATUS
             problem = _meaning(error, repo)
+        if progress is not None and progress() > farthest:
+            farthest, left = progress(), iter(delays)
+        delay = next(left, None) if again else None
         if delay is None:
             break
         time.sleep(delay)
@@ -203,70 +410,48 @@ def _ask(repo: str, call: Callable[[], _Answer]) -> _Answer:
     raise problem
 
 
-def _status(error: BaseException) -> int | None:
-    # A requests.Response with a bad status is false, so `is None` it must be.
-    response = getattr(error, "response", None)
-    return None if response is None else int(response.status_code)
+def _unless_offline(call: Callable[[], _Answer], repo: str) -> _Answer:
+    """Return what a call gives, or leave it behind where there is no internet.
+
+    Without internet the system looks for a name for up to half a minute, and the
+    library cannot be told to wait less. The probe, which runs beside it, knows sooner.
+
+    Raises:
+        OfflineError: The probe says that there is none, and no answer has come either.
+    """
+    answers: queue.SimpleQueue[Callable[[], _Answer]] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answer = call()
+        except BaseException as error:  # noqa: BLE001 -- raised again by who waits
+            answers.put(partial(_raise, error))
+        else:
+            answers.put(lambda: answer)
+
+    probe = _probe()
+    threading.Thread(target=ask, name="llamatelemetry-hub", daemon=True).start()
+    with contextlib.suppress(queue.Empty):
+        return answers.get(timeout=_OFFLINE_SECONDS)()
+    found = probe.result()
+    if found.available is False:
+        raise OfflineError(
+            f"{repo}: the Hub cannot be reached ({found.reason}); "
+            f"{detect_platform().internet_advice}"
+        )
+    return answers.get()()
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error
+
+
+_OFFLINE_SECONDS = 3.0
 
 
 def _meaning(error: Exception, repo: str) -> LLCudaError:
     from huggingface_hub import constants  # noqa: PLC0415
 
-    status = _status(error)
-    if status is not None:
-        told = error.response.headers  # type: ignore[attr-defined]
-        return _refusal(repo, f"{constants.ENDPOINT}/{repo}", status, told)
-    if constants.HF_HUB_OFFLINE:
-        return OfflineError(
-            f"{repo}: HF_HUB_OFFLINE is set, so the Hub is not asked. Give a file on "
-            "this machine, or unset it and restart."
-        )
-    names = {type(link).__name__ for link in _chain(error)}
-    if names & _NO_CONNECTION:
-        return OfflineError(
-            f"{repo}: {constants.ENDPOINT} cannot be reached. Turn the notebook's "
-            "internet on, or give a file on this machine."
-        )
-    return DownloadError(
-        f"{repo}: {constants.ENDPOINT} does not answer as the Hub does "
-        f"({type(error).__name__}). Try again; if it stays so, something between "
-        "(a proxy, a login page) answers in its place."
+    return meaning(
+        error, repo, constants.ENDPOINT, offline=bool(constants.HF_HUB_OFFLINE)
     )
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    link: BaseException | None = error
-    while link is not None:
-        yield link
-        link = link.__cause__ or link.__context__
-
-
-def _refusal(
-    repo: str, page: str, status: int, headers: Mapping[str, str]
-) -> LLCudaError:
-    """Return what a reply with a bad status means; see the Hub's X-Error-Code."""
-    code = headers.get("X-Error-Code", "")
-    if code == "EntryNotFound":
-        return _FileMissingError(f"{repo}: the repository has no such file.")
-    if code == "RevisionNotFound":
-        return ModelError(
-            f"{repo}: the repository has no such revision. {page} lists its branches."
-        )
-    if code == "GatedRepo" or status == _FORBIDDEN:
-        return GatedModelError(
-            f"{repo}: the model is gated. Visit {page}, log in and accept its licence, "
-            "then set HF_TOKEN to a token of that account "
-            "(https://huggingface.co/settings/tokens)."
-        )
-    if status in (_UNAUTHORIZED, _NOT_FOUND):
-        return ModelError(
-            f"{repo}: there is no such repository, or it is private and no token that "
-            f"opens it is set as HF_TOKEN. Look at {page}."
-        )
-    wait = headers.get("Retry-After")
-    advice = f"Try again in {printable(wait)} s" if wait else "Try again later"
-    limit = "; a token in HF_TOKEN has higher limits" if status == _TOO_MANY else ""
-    return DownloadError(f"{repo}: the Hub answers {status}. {advice}{limit}.")
-
-
-_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _TOO_MANY = 401, 403, 404, 429

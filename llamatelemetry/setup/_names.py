@@ -13,6 +13,7 @@ from llamatelemetry._units import printable
 from llamatelemetry.exceptions import ModelError
 
 __all__ = [
+    "USUAL_QUANTIZATION",
     "HubReference",
     "ModelFile",
     "RepoFile",
@@ -21,6 +22,7 @@ __all__ = [
     "nearest_names",
     "parse_reference",
     "quantization_label",
+    "shard_names",
     "shown_names",
 ]
 
@@ -42,7 +44,8 @@ _QUANTIZATION = re.compile(
     r"|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32)(?![A-Z0-9])",
     re.IGNORECASE,
 )
-_USUAL = "Q4_K_M"
+USUAL_QUANTIZATION = "Q4_K_M"
+"""What is meant where a repository has several and none is named."""
 _MOST_NAMES = 32
 
 
@@ -157,6 +160,21 @@ def quantization_label(path: str) -> str | None:
     return None
 
 
+def shard_names(path: str) -> tuple[str, ...]:
+    """Return the paths of all shards of a model, in order; of one file, just itself.
+
+    Args:
+        path: The path of the file, or of any of its shards.
+    """
+    match = _SHARD.fullmatch(path)
+    if match is None:
+        return (path,)
+    stem, count, ending = match["stem"], match["count"], path[-5:]
+    return tuple(
+        f"{stem}-{number:05}-of-{count}{ending}" for number in range(1, int(count) + 1)
+    )
+
+
 def model_files(files: Iterable[RepoFile]) -> list[ModelFile]:
     """Return the models among a repository's files, the smallest first.
 
@@ -194,7 +212,7 @@ def choose_model(repo: str, models: Sequence[ModelFile], wanted: str | None) -> 
     """
     if not models:
         raise ModelError(f"{repo}: the repository holds no GGUF model.")
-    label = (wanted or _USUAL).upper()
+    label = (wanted or USUAL_QUANTIZATION).upper()
     for name in (label, f"UD-{label}"):
         found = [model for model in models if model.label == name]
         if len(found) == 1:

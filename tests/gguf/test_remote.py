@@ -18,6 +18,7 @@ import pytest
 from gguf_writer import UINT16, File, Tensor, small_file
 from stand_in_hub import HubFile, StandInHub
 
+from llamatelemetry._address import RemoteAddress
 from llamatelemetry.exceptions import (
     ConfigurationError,
     DownloadError,
@@ -681,11 +682,11 @@ def test_an_address_that_cannot_be_used_is_refused(url: str) -> None:
 
 def test_no_redirect_leads_from_https_to_http() -> None:
     """Nobody between may take the reading out of TLS."""
-    source = RemoteSource("https://host/m.gguf")
+    address = RemoteAddress("https://host/m.gguf", name="m.gguf")
 
     with pytest.raises(DownloadError, match="from https to http"):
-        source._next_address("https://host/m.gguf", "http://host/m.gguf")
-    following = source._next_address("https://host/a/m.gguf", "../b/m%20m.gguf")
+        address._next("https://host/m.gguf", "http://host/m.gguf")
+    following = address._next("https://host/a/m.gguf", "../b/m%20m.gguf")
     assert following == "https://host/b/m%20m.gguf"
     with pytest.raises(DownloadError, match="from https to http"):
         RemoteSource("https://host/m.gguf", location="http://host/m.gguf?Signature=1")

@@ -49,11 +49,13 @@ class HubFile:
         beginning: The first bytes.
         zeros: How many zero bytes follow, so that a file of GB costs nothing.
         large: Whether it is kept on the CDN, as the Hub keeps large files.
+        sha256: The true digest, where zeros follow and somebody has counted.
     """
 
     beginning: bytes
     zeros: int = 0
     large: bool = True
+    sha256: str | None = None
 
     @property
     def size(self) -> int:
@@ -63,6 +65,8 @@ class HubFile:
     @property
     def digest(self) -> str:
         """What stands for its SHA-256; the true one where no zeros follow."""
+        if self.sha256 is not None:
+            return self.sha256
         tail = f"+{self.zeros}".encode() if self.zeros else b""
         return hashlib.sha256(self.beginning + tail).hexdigest()
 
@@ -98,10 +102,12 @@ class Fault:
 
     Attributes:
         origin: "hub" or "cdn".
-        kind: "status", or "drop": the connection is reset in the middle.
+        kind: "status"; "drop": the connection is reset in the middle; "stall": it stays
+            open and nothing more comes; "short": fewer bytes, and as many stated;
+            "flip": one bit of one byte is another.
         status: The status of the reply.
         headers: Its headers.
-        after: Body bytes before a drop.
+        after: Body bytes before it happens; negative ones from the end.
     """
 
     origin: str
@@ -191,9 +197,12 @@ class StandInHub:
             path: The file's path in it.
             data: What the file begins with.
             zeros: How many zero bytes follow.
-            more: ``large`` of the file; ``gated`` and ``private`` of the repository.
+            more: ``large`` and ``sha256`` of the file; ``gated`` and ``private`` of the
+                repository.
         """
-        file = HubFile(data, zeros, large=more.pop("large", True))
+        file = HubFile(
+            data, zeros, more.pop("large", True), sha256=more.pop("sha256", None)
+        )
         made = self.repositories.setdefault(
             repository, Repository(hashlib.sha1(repository.encode()).hexdigest())
         )
@@ -259,11 +268,13 @@ class _Server(ThreadingHTTPServer):
         self.url = f"http://{host}:{self.server_port}"
         self._thread = threading.Thread(target=self.serve_forever, args=(0.02,))
         self._open: set[socket.socket] = set()
+        self.stopping = threading.Event()
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
+        self.stopping.set()
         self.shutdown()
         self._thread.join()
         self.server_close()
@@ -316,11 +327,13 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.kind == "status":
             self.reply(fault.status, fault.headers, b"it went wrong, as it was told to")
             return
-        self.drop_after = fault.after if fault is not None else None
+        self.fault = fault
         if self.server.origin == "cdn":
             self.answer_cdn()
         elif self.entry.path.startswith("/api/models/"):
             self.answer_api(self.entry.path.removeprefix("/api/models/"))
+        elif self.entry.path.startswith("/buckets/"):
+            self.answer_bucket()
         elif self.entry.path == "/api/agent-harnesses":
             # The client's telemetry asks for it once a day.
             self.reply_json({"standardEnvVars": [], "harnesses": {}})
@@ -363,6 +376,15 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             file = repository.files[path]
             self.give(file, {**commit, "ETag": f'"{file.digest[:40]}"'})
+
+    def answer_bucket(self) -> None:
+        """Answer for a file of a bucket, which has no commits."""
+        match = re.fullmatch(r"/(buckets/[^/]+/[^/]+)/resolve/(.+)", self.entry.path)
+        known = self.hub.repositories.get(match[1]) if match else None
+        if match is None or known is None or match[2] not in known.files:
+            self.reply(404, {}, b"no such file")
+            return
+        self.redirect(known.files[match[2]], match[1], match[2], {})
 
     def redirect(
         self, file: HubFile, name: str, path: str, headers: dict[str, str]
@@ -422,22 +444,27 @@ class _Handler(BaseHTTPRequestHandler):
         if not self.hub.accepts(self.query.get("Signature", [""])[0]):
             self.reply(403, {}, b"<Error><Code>AccessDenied</Code></Error>")
             return
-        owner, name, path = self.entry.path.removeprefix("/").split("/", 2)
-        file = self.hub.repositories[f"{owner}/{name}"].files[path]
+        place = self.entry.path.removeprefix("/")
+        name = max(
+            (name for name in self.hub.repositories if place.startswith(f"{name}/")),
+            key=len,
+        )
+        file = self.hub.repositories[name].files[place.removeprefix(f"{name}/")]
         self.give(file, {"ETag": f'"{file.digest}"'} if self.hub.etags else {})
 
     # Bytes
 
     def give(self, file: HubFile, headers: dict[str, str]) -> None:
         """Give a file, or the range of it that was asked for."""
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.entry.headers.get("range", ""))
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.entry.headers.get("range", ""))
         headers = {"Accept-Ranges": "bytes", **headers}
         if self.hub.encoding:
             headers["Content-Encoding"] = self.hub.encoding
         if wanted is None or self.hub.ranges == "ignored":
             self.send_blocks(200, headers, file, 0, file.size)
             return
-        start, stop = int(wanted[1]), min(int(wanted[2]) + 1, file.size)
+        start = int(wanted[1])
+        stop = min(int(wanted[2]) + 1, file.size) if wanted[2] else file.size
         if start >= file.size:
             self.reply(416, {**headers, "Content-Range": f"bytes */{file.size}"}, b"")
             return
@@ -465,17 +492,30 @@ class _Handler(BaseHTTPRequestHandler):
         *,
         stated: bool = True,
     ) -> None:
+        fault = self.fault if self.command == "GET" else None
+        kind = fault.kind if fault is not None else ""
+        place = fault.after if fault is not None else 0
+        place = min(stop, start + place if place >= 0 else stop + place)
+        if kind == "short":
+            stop = place
         length = {"Content-Length": str(stop - start)} if stated else {}
         self.start_reply(status, {**headers, **length})
         if self.command == "HEAD":
             return
-        if self.drop_after is not None:
-            stop = min(stop, start + self.drop_after)
-        for block in file.blocks(start, stop):
+        end = place if kind in ("drop", "stall") else stop
+        position = start
+        for right in file.blocks(start, end):
+            block = bytearray(right)
+            if kind == "flip" and position <= place < position + len(block):
+                block[place - position] ^= 1
+            position += len(block)
             # Counted before it leaves: who has it must find it counted.
             self.entry.sent += len(block)
             self.wfile.write(block)
-        if self.drop_after is not None:
+        if kind == "stall":
+            self.close_connection = True
+            self.server.stopping.wait(60)
+        if kind == "drop":
             self.close_connection = True
             self.connection.setsockopt(
                 socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)

@@ -1,0 +1,129 @@
+"""The engines that setup has installed, each with its record beside it.
+
+A folder of engines holds a folder for each; ``engine.json`` in it says what it is. The
+record is written before the folder gets its final name, so that there is none without.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llamatelemetry._environment import cache_folder
+
+__all__ = ["InstalledEngine", "engines_folder", "installed_engines", "read_record"]
+
+RECORD_NAME = "engine.json"
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledEngine:
+    """An engine on this machine that was verified and has run here.
+
+    Attributes:
+        folder: Its folder.
+        id: Its name in the manifest, or what it was fetched from.
+        sha256: The digest of the archive that it came in.
+        build: llama.cpp's build number; None if it does not tell.
+        program: The executable, relative to the folder; "" for a Python module.
+        arguments: The program's leading arguments.
+        libraries: Folders of its shared libraries, relative to the folder.
+        modules: The folder of its Python modules, relative to the folder; None for a
+            program.
+        state: Size and time of change of the executable, by which a change is seen.
+        devices: The cards it saw when it was installed.
+    """
+
+    folder: Path
+    id: str
+    sha256: str
+    build: int | None
+    program: str
+    arguments: tuple[str, ...]
+    libraries: tuple[str, ...]
+    modules: str | None
+    state: tuple[int, int]
+    devices: tuple[str, ...] = ()
+
+    @property
+    def executable(self) -> Path:
+        """The program."""
+        return self.folder / self.program
+
+    @property
+    def library_path(self) -> tuple[str, ...]:
+        """Folders of its shared libraries."""
+        return tuple(str(self.folder / name) for name in self.libraries)
+
+    @property
+    def module_path(self) -> Path | None:
+        """The folder of its Python modules."""
+        return None if self.modules is None else self.folder / self.modules
+
+    @property
+    def whole(self) -> bool:
+        """Whether the executable is there, and is the one that was installed."""
+        if self.modules is not None:
+            return (self.folder / self.modules).is_dir()
+        return state_of(self.executable) == self.state
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record, without the folder: it may be moved."""
+        record = asdict(self)
+        del record["folder"]
+        return record
+
+
+def state_of(path: Path) -> tuple[int, int]:
+    """Return a file's size and time of change; (0, 0) if it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return (0, 0)
+    return (status.st_size, status.st_mtime_ns)
+
+
+def engines_folder() -> Path:
+    """Return the folder that engines are installed in; it may not exist yet."""
+    return cache_folder() / "engines"
+
+
+def read_record(folder: Path) -> InstalledEngine | None:
+    """Return the engine in a folder, or None if it holds no whole one."""
+    try:
+        values = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
+        plain: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+        record = InstalledEngine(folder, **plain)
+        whole = record.whole
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None  # cut off, or of another version of this package
+    return record if whole else None
+
+
+def installed_engines(folder: Path | None = None) -> list[InstalledEngine]:
+    """Return the engines that are installed, the one installed last first.
+
+    Args:
+        folder: The folder of engines. None: the usual one.
+    """
+    place = folder or engines_folder()
+    try:
+        found = [entry for entry in place.iterdir() if not entry.name.startswith(".")]
+    except OSError:
+        return []
+    records = [read_record(entry) for entry in found]
+    return sorted(_present(records), key=_age)
+
+
+def _present(records: Iterable[InstalledEngine | None]) -> list[InstalledEngine]:
+    return [record for record in records if record is not None]
+
+
+def _age(record: InstalledEngine) -> float:
+    return -(record.folder / RECORD_NAME).stat().st_mtime

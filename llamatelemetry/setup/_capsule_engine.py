@@ -1,0 +1,204 @@
+"""The engine of a capsule: packed as plain files, made runnable again elsewhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from llamatelemetry._progress import FileBar
+from llamatelemetry.exceptions import (
+    ConfigurationError,
+    EngineNotFoundError,
+)
+from llamatelemetry.gpu.inventory import GPUInfo
+from llamatelemetry.server._installed import RECORD_NAME
+from llamatelemetry.server.engine import (
+    EMBEDDED,
+    Engine,
+    embedded_engine,
+    engine_of_record,
+)
+from llamatelemetry.setup._capsule_files import check_inside, described
+from llamatelemetry.setup._disk import disk_errors
+from llamatelemetry.setup._fetch import verify
+from llamatelemetry.setup._hub import hub_token
+from llamatelemetry.setup._install import fetch_unpacked, find_installed, install_copy
+from llamatelemetry.setup._machine import Machine, measure_machine, why_not
+from llamatelemetry.setup._manifest import EngineEntry, manifest
+from llamatelemetry.setup._sources import entry_of_folder, entry_of_source
+
+__all__ = ["engine_entry", "open_engine", "pack_engine"]
+
+_KAGGLE = Machine(
+    "x86_64",
+    "2.35",
+    "570.172.08",
+    (12, 8),
+    (GPUInfo(0, "Tesla T4", 15.0, 14.7, "7.5"),),
+    "",
+)
+"""What a capsule is packed for: Kaggle's image and driver as seen in 2026."""
+
+_FOLDER = "engine"
+
+
+def engine_entry(
+    engine: str | os.PathLike[str] | None, min_build: int | None
+) -> EngineEntry | Path | None:
+    """Return the engine to pack: an entry, the folder of one, or None: the embedded.
+
+    Args:
+        engine: What the user named; see :func:`~llamatelemetry.setup.capsule.pack`.
+        min_build: The oldest build of llama.cpp that runs the model.
+
+    Raises:
+        ConfigurationError: It is no engine, or none of the manifest will do.
+    """
+    if engine == EMBEDDED:
+        return None
+    if engine is not None:
+        folder = Path(engine).expanduser()
+        if folder.is_dir():
+            return folder
+        entry = entry_of_source(os.fspath(engine), None)
+        if entry is not None:
+            return entry
+        raise ConfigurationError(
+            f"engine={os.fspath(engine)!r} is neither a name of the manifest "
+            f"({', '.join(each.id for each in manifest().engines)}) nor a folder with "
+            f"an engine, nor {EMBEDDED!r}"
+        )
+    reasons = []
+    for entry in manifest().engines:
+        problem = why_not(entry, _KAGGLE, min_build)
+        if problem is None:
+            return entry
+        reasons.append(f"{entry.id}: {problem}")
+    raise ConfigurationError(f"no engine of the manifest will do: {'; '.join(reasons)}")
+
+
+def pack_engine(
+    source: EngineEntry | Path | None, building: Path, *, shown: bool
+) -> dict[str, Any]:
+    """Put an engine into a capsule as plain files, and return what the lock says of it.
+
+    Raises:
+        SetupError: It cannot be fetched, or is not what was pinned.
+    """
+    if source is None:
+        return {"id": EMBEDDED, "entry": None, "files": [], "links": {}}
+    place = building / _FOLDER
+    place.mkdir()
+    entry = entry_of_folder(source) if isinstance(source, Path) else source
+    with FileBar(entry.id, entry.bytes, shown=shown) as bar:
+        origin = source if isinstance(source, Path) else _installed_folder(entry)
+        if origin is None:
+            fetch_unpacked(entry, place, bar, hub_token)
+        else:
+            shutil.copytree(
+                origin,
+                place,
+                symlinks=True,
+                dirs_exist_ok=True,
+                ignore=shutil.ignore_patterns(RECORD_NAME),
+            )
+        links = _take_out_links(place)
+        files = [
+            described(path, building, bar)
+            for path in sorted(place.rglob("*"))
+            if path.is_file()
+        ]
+    return {"id": entry.id, "entry": asdict(entry), "files": files, "links": links}
+
+
+def _installed_folder(entry: EngineEntry) -> Path | None:
+    record = find_installed(entry)
+    return None if record is None else record.folder
+
+
+def _take_out_links(folder: Path) -> dict[str, str]:
+    """Delete the links below a folder and return them: a dataset does not keep them."""
+    links = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            links[path.relative_to(folder).as_posix()] = os.readlink(path)  # noqa: PTH115 -- as it is written
+            path.unlink()
+    return links
+
+
+def open_engine(values: dict[str, Any], capsule: Path, *, shown: bool) -> Engine:
+    """Return a capsule's engine, copied to where it can run; or the embedded one.
+
+    Args:
+        values: What the lock file says of it.
+        capsule: The capsule.
+        shown: Whether a bar is shown.
+
+    Raises:
+        ChecksumError: A file is not the one that was packed.
+        EngineNotFoundError: It cannot run here, and xllamacpp is not installed.
+        ConfigurationError: The lock file names what lies outside of the capsule.
+    """
+    if values["entry"] is None:
+        return _embedded(capsule, "")
+    entry = _entry_of(values["entry"], capsule)
+    record = find_installed(entry)
+    if record is None:
+        machine = measure_machine()
+        problem = why_not(entry, machine, None)
+        if entry.compute_capabilities and not machine.gpus:
+            problem = machine.problem
+        if problem is not None:
+            return _embedded(capsule, f"{entry.id} of the capsule: {problem}")
+        with FileBar(entry.id, None, shown=shown) as bar:
+            record = install_copy(
+                entry, bar, lambda target: _copy(values, capsule, target, bar)
+            )
+    return engine_of_record(record, f"{entry.id}, from the capsule {capsule}")
+
+
+def _entry_of(values: dict[str, Any], capsule: Path) -> EngineEntry:
+    plain: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in values.items()
+    }
+    try:
+        return EngineEntry(**plain)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"{capsule}: its engine is not understood ({error}); pack it anew"
+        ) from error
+
+
+def _copy(values: dict[str, Any], capsule: Path, target: Path, bar: FileBar) -> None:
+    """Copy an engine's files, verify the copies, and make the links again."""
+    for file in values["files"]:
+        source = check_inside(capsule, file["path"])
+        name = check_inside(target, file["path"]).relative_to(target / _FOLDER)
+        copy = target / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors(target, file["path"], int(file["bytes"])):
+            shutil.copyfile(source, copy)
+        verify(copy, file["sha256"], bar, str(source), moves=False)
+        copy.chmod(0o755)
+    for name, goal in values["links"].items():
+        link = check_inside(target, name)
+        check_inside(target, os.path.normpath(Path(name).parent / goal))
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(goal)
+
+
+def _embedded(capsule: Path, reason: str) -> Engine:
+    engine = embedded_engine()
+    if engine is None:
+        why = f" ({reason})" if reason else ""
+        raise EngineNotFoundError(
+            f"the embedded engine would be used{why}, but xllamacpp is not installed: "
+            f"pip install --no-index --find-links {capsule / 'wheels'} "
+            '"llamatelemetry[cpu]"'
+        )
+    note = f"the embedded engine is used, on the CPU; {reason}" if reason else ""
+    return replace(engine, note=note)

@@ -1,0 +1,135 @@
+"""The files of a capsule: how they are described, placed and read again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from llamatelemetry._progress import FileBar
+from llamatelemetry.exceptions import ConfigurationError
+from llamatelemetry.setup._checksums import sha256_of
+from llamatelemetry.setup._disk import disk_errors, write_json
+
+__all__ = [
+    "LOCK_NAME",
+    "check_inside",
+    "described",
+    "place_file",
+    "read_lock",
+    "write_metadata",
+]
+
+LOCK_NAME = "capsule.json"
+_METADATA_NAME = "dataset-metadata.json"
+_BLOCK_BYTES = 1 << 20
+
+
+def described(path: Path, folder: Path, bar: FileBar) -> dict[str, Any]:
+    """Return what the lock file says of a file: path, size, digest."""
+    bar.say("verifying")
+    digest = sha256_of(path, lambda _: bar.check())
+    return {
+        "path": path.relative_to(folder).as_posix(),
+        "bytes": path.stat().st_size,
+        "sha256": digest,
+    }
+
+
+def place_file(source: Path, target: Path, bar: FileBar) -> None:
+    """Put a file into the capsule: a second name for it where that is possible.
+
+    Raises:
+        DiskSpaceError: The disk is full.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    real = source.resolve()
+    size = real.stat().st_size
+    try:
+        os.link(real, target)
+    except OSError:  # another file system
+        with (
+            disk_errors(target.parent, target.name, size),
+            real.open("rb") as reader,
+            target.open("wb") as writer,
+        ):
+            while block := reader.read(_BLOCK_BYTES):
+                writer.write(block)
+                bar.advance(len(block))
+        shutil.copymode(real, target)
+    bar.move_to(size)
+
+
+def check_inside(folder: Path, name: str) -> Path:
+    """Return the path of a file that a lock file names, if it lies in the capsule.
+
+    Raises:
+        ConfigurationError: It lies elsewhere.
+    """
+    path = folder / name
+    parts = Path(name).parts
+    if Path(name).is_absolute() or ".." in parts or not parts:
+        raise ConfigurationError(
+            f"{folder / LOCK_NAME}: {name!r} lies outside of the capsule"
+        )
+    return path
+
+
+def read_lock(folder: Path) -> dict[str, Any]:
+    """Return a capsule's lock file.
+
+    Raises:
+        ConfigurationError: There is none, or it is of another format.
+    """
+    place = folder / LOCK_NAME
+    try:
+        lock = json.loads(place.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(
+            f"{folder} is no capsule: {LOCK_NAME} cannot be read ({error.strerror}); "
+            "make one with llamatelemetry pack"
+        ) from error
+    except ValueError as error:
+        raise ConfigurationError(f"{place} is no JSON: {error}") from error
+    problem = _problem_of(lock)
+    if problem:
+        raise ConfigurationError(f"{place} is not understood: {problem}; pack it anew")
+    found: dict[str, Any] = lock
+    return found
+
+
+def _problem_of(lock: Any) -> str:
+    try:
+        if lock["format"] != 1:
+            return f"its format is {lock['format']!r}, this version reads 1"
+        files = [*lock["model"]["files"], *lock["engine"]["files"], *lock["wheels"]]
+        complete = all(
+            isinstance(file["path"], str) and isinstance(file["sha256"], str)
+            for file in files
+        )
+        if not complete or not lock["model"]["files"]:
+            return "a file has no path or no digest"
+    except (TypeError, KeyError) as error:
+        return f"{error} is missing"
+    return ""
+
+
+def write_metadata(folder: Path, title: str) -> None:
+    """Write what Kaggle's command line asks of a folder that becomes a dataset.
+
+    https://github.com/Kaggle/kaggle-api/blob/main/docs/datasets_metadata.md: a title of
+    6 to 50 letters, an id of at most 50, one licence of its list. The weights have the
+    licence of their maker, which is none of that list's names in general.
+    """
+    slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:50].strip("-")
+    write_json(
+        folder / _METADATA_NAME,
+        {
+            "title": title,
+            "id": f"INSERT_YOUR_USER_NAME/{slug}",
+            "licenses": [{"name": "other"}],
+        },
+    )

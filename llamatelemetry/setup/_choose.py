@@ -1,0 +1,129 @@
+"""Decides which engine to use; nothing is fetched here."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+from llamatelemetry.exceptions import EngineNotFoundError
+from llamatelemetry.server.engine import (
+    Engine,
+    engine_of_record,
+    engine_on_path,
+    find_engine,
+)
+from llamatelemetry.server.probing import probe_engine
+from llamatelemetry.setup._install import find_installed
+from llamatelemetry.setup._machine import Machine, why_not
+from llamatelemetry.setup._manifest import EngineEntry, manifest
+
+__all__ = ["EngineChoice", "check_build", "choose", "with_digest"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """What was chosen.
+
+    Attributes:
+        engine: An engine that is here already and will do, or None.
+        candidates: What may be fetched, in order. Empty with no engine: the embedded
+            one is meant.
+        rejected: What was passed over, and why: (name, reason).
+    """
+
+    engine: Engine | None
+    candidates: tuple[EngineEntry, ...]
+    rejected: tuple[tuple[str, str], ...]
+
+    @property
+    def reasons(self) -> str:
+        """Why the others were passed over, in words."""
+        return "; ".join(f"{name}: {reason}" for name, reason in self.rejected)
+
+
+def choose(machine: Machine, min_build: int | None, sha256: str | None) -> EngineChoice:
+    """Return the engine for a machine.
+
+    Args:
+        machine: What it has.
+        min_build: The oldest build of llama.cpp that will do, or None.
+        sha256: A digest that the user accepts in place of those of the manifest.
+
+    Raises:
+        EngineNotFoundError: LLAMATELEMETRY_SERVER names one that does not run, or is
+            too old.
+    """
+    if os.environ.get("LLAMATELEMETRY_SERVER"):
+        named = find_engine()
+        check_build(named, min_build)
+        return EngineChoice(_noted(named, "LLAMATELEMETRY_SERVER names it"), (), ())
+    rejected: list[tuple[str, str]] = []
+    found = engine_on_path()
+    if found is not None:
+        problem = _why_not_here(found, machine, min_build)
+        if problem is None:
+            return EngineChoice(_noted(found, "it is on PATH"), (), ())
+        rejected.append((str(found), problem))
+    if not machine.gpus:
+        rejected.append(("engines with CUDA", machine.problem))
+        return EngineChoice(None, (), tuple(rejected))
+    candidates = []
+    for entry in manifest().engines:
+        problem = why_not(entry, machine, min_build)
+        if problem is None:
+            candidates.append(entry if sha256 is None else with_digest(entry, sha256))
+        else:
+            rejected.append((entry.id, problem))
+    for entry in candidates:
+        record = find_installed(entry)
+        if record is not None:
+            engine = engine_of_record(record, _fits(machine))
+            return EngineChoice(engine, (), tuple(rejected))
+    return EngineChoice(None, tuple(candidates), tuple(rejected))
+
+
+def with_digest(entry: EngineEntry, sha256: str) -> EngineEntry:
+    """Return an entry with the digest that the user gives, of a file of any size."""
+    return (
+        entry
+        if sha256 == entry.sha256
+        else replace(entry, sha256=sha256, bytes=None, confirmed_live=True)
+    )
+
+
+def _fits(machine: Machine) -> str:
+    return f"it fits {machine.cards} and driver {machine.driver}"
+
+
+def _noted(engine: Engine, note: str) -> Engine:
+    return replace(engine, note=note)
+
+
+def check_build(engine: Engine, min_build: int | None) -> None:
+    """Refuse an engine that is known to be too old.
+
+    Raises:
+        EngineNotFoundError: It is, or it does not run here.
+    """
+    if min_build is None:
+        return
+    build = probe_engine(engine).build
+    if build is not None and build < min_build:
+        raise EngineNotFoundError(
+            f"{engine} is llama.cpp b{build}; the model needs b{min_build} or newer"
+        )
+
+
+def _why_not_here(
+    engine: Engine, machine: Machine, min_build: int | None
+) -> str | None:
+    """Return why an engine on PATH will not do, or None."""
+    try:
+        facts = probe_engine(engine)
+    except EngineNotFoundError as error:
+        return str(error).splitlines()[0]
+    if machine.gpus and not facts.devices:
+        return "it sees none of the cards"
+    if min_build is not None and facts.build is not None and facts.build < min_build:
+        return f"it is llama.cpp b{facts.build}, b{min_build} or newer is needed"
+    return None

@@ -1,0 +1,223 @@
+"""Capsules: engine, model and wheels in one folder, for notebooks without internet.
+
+``pack`` makes the folder where there is internet; it is ready to be a Kaggle dataset.
+In the notebook ``prepare(capsule=...)`` verifies every file against ``capsule.json``
+and copies the engine to scratch, because an attached dataset is read-only and has lost
+its run bits and links. The model is used where it lies. Nothing is connected to.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llamatelemetry import __version__
+from llamatelemetry._environment import detect_platform
+from llamatelemetry._progress import FileBar
+from llamatelemetry._units import format_file_size
+from llamatelemetry.exceptions import (
+    ConfigurationError,
+    ModelError,
+    SetupError,
+)
+from llamatelemetry.server.engine import Engine
+from llamatelemetry.setup._capsule_engine import (
+    engine_entry,
+    open_engine,
+    pack_engine,
+)
+from llamatelemetry.setup._capsule_files import (
+    LOCK_NAME,
+    check_inside,
+    described,
+    place_file,
+    read_lock,
+    write_metadata,
+)
+from llamatelemetry.setup._capsule_wheels import pack_wheels
+from llamatelemetry.setup._disk import remove_tree, require_space, write_json
+from llamatelemetry.setup._fetch import LocalModel, verify
+from llamatelemetry.setup._needs import least_build
+from llamatelemetry.setup.models import ensure_model
+
+__all__ = ["Capsule", "find_capsule", "open_capsule", "pack"]
+
+_DEEPEST = 3
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Capsule:
+    """A capsule that was packed.
+
+    Attributes:
+        folder: Where it is.
+        model: The model's name.
+        engine: The engine's name.
+        size: Bytes of all its files.
+        files: How many there are.
+    """
+
+    folder: Path
+    model: str
+    engine: str
+    size: int
+    files: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.folder}: {self.model} with {self.engine}, {self.files} files, "
+            f"{format_file_size(self.size)}"
+        )
+
+
+def pack(
+    folder: str | os.PathLike[str],
+    model: str | os.PathLike[str],
+    *,
+    engine: str | os.PathLike[str] | None = None,
+    wheels: Sequence[str | os.PathLike[str]] | None = None,
+    python_version: str = "3.12",
+    title: str | None = None,
+    token: str | None = None,
+    progress: bool = True,
+) -> Capsule:
+    """Build a folder that holds all that a notebook without internet needs.
+
+    Upload it with ``kaggle datasets create -p FOLDER``, after putting your user name
+    into ``dataset-metadata.json``.
+
+    Args:
+        folder: Where to; must be empty or not exist yet.
+        model: See :func:`ensure_model`.
+        engine: A name of the manifest, a URL or Hub file that the manifest names, the
+            folder of an unpacked engine, or "embedded". None: the first of the
+            manifest for a T4 that is new enough for the model.
+        wheels: Wheel files, or requirements that pip downloads. None: this package and
+            what Kaggle's image lacks of its dependencies.
+        python_version: The notebook's Python: 3.12 on Kaggle.
+        title: The dataset's title, 6 to 50 letters.
+        token: The Hub's token; see :func:`ensure_model`.
+        progress: Whether bars are shown.
+
+    Returns:
+        What was packed.
+
+    Raises:
+        ConfigurationError: The folder is not empty, or an argument is no engine.
+        SetupError: Something cannot be fetched, or there is no room.
+        ModelError: See :func:`ensure_model`.
+    """
+    place = Path(folder).expanduser().absolute()
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise ConfigurationError(f"{place} is not empty; name a new folder")
+    found = ensure_model(model, token=token, progress=progress)
+    del token  # no traceback shows it
+    place.parent.mkdir(parents=True, exist_ok=True)
+    require_space(place, found.size, f"the capsule of {found.name}")
+    building = place.with_name(f".{place.name}.packing")
+    remove_tree(building)
+    building.mkdir()
+    try:
+        lock: dict[str, Any] = {
+            "format": _FORMAT,
+            "made_by": f"llamatelemetry {__version__}",
+            "model": _pack_model(found, building, shown=progress),
+            "engine": pack_engine(
+                engine_entry(engine, least_build(found)), building, shown=progress
+            ),
+            "wheels": pack_wheels(wheels, building, python_version),
+        }
+        write_metadata(building, title or f"llamatelemetry capsule {found.name}"[:50])
+        write_json(building / LOCK_NAME, lock)
+        if place.exists():
+            place.rmdir()  # empty
+        building.rename(place)
+    except BaseException:
+        remove_tree(building)
+        raise
+    files = [each for each in place.rglob("*") if each.is_file()]
+    size = sum(each.stat().st_size for each in files)
+    return Capsule(place, found.name, lock["engine"]["id"], size, len(files))
+
+
+def _pack_model(model: LocalModel, building: Path, *, shown: bool) -> dict[str, Any]:
+    files = []
+    for path in model.files:
+        target = building / "model" / path.name
+        with FileBar(path.name, path.stat().st_size, shown=shown) as bar:
+            place_file(path, target, bar)
+            files.append(described(target, building, bar))
+    return {"name": model.name, "files": files}
+
+
+def find_capsule(model: str | None = None) -> Path | None:
+    """Return an attached capsule, or None.
+
+    Args:
+        model: The model it must hold; None for any, if there is only one capsule.
+    """
+    place = detect_platform().input
+    if place is None or not place.is_dir():
+        return None
+    found = list(_capsules_below(place, _DEEPEST))
+    if model is not None:
+        found = [folder for folder in found if _holds(folder, model)]
+    return found[0] if len(found) == 1 else None
+
+
+def _capsules_below(folder: Path, depth: int) -> Iterator[Path]:
+    """Yield the folders that hold a lock file; datasets lie a few folders deep."""
+    if (folder / LOCK_NAME).is_file():
+        yield folder
+        return
+    if depth:
+        with os.scandir(folder) as entries:
+            inner = sorted(entry.path for entry in entries if entry.is_dir())
+        for path in inner:
+            yield from _capsules_below(Path(path), depth - 1)
+
+
+def _holds(folder: Path, model: str) -> bool:
+    try:
+        return bool(read_lock(folder)["model"]["name"] == model)
+    except SetupError:
+        return False
+
+
+def open_capsule(
+    folder: str | os.PathLike[str], *, model: str | None = None, progress: bool = True
+) -> tuple[Engine, LocalModel]:
+    """Return the engine and the model of a capsule, verified. Connects to nothing.
+
+    Args:
+        folder: The capsule: the folder with ``capsule.json``.
+        model: The model it must hold, or None.
+        progress: Whether bars are shown.
+
+    Raises:
+        ConfigurationError: The folder is no capsule, or holds another model.
+        ChecksumError: A file is not the one that was packed.
+        ModelError: A file of the model is missing.
+        SetupError: The engine cannot be copied.
+    """
+    place = Path(folder).expanduser().absolute()
+    lock = read_lock(place)
+    name = str(lock["model"]["name"])
+    if model not in (None, name):
+        raise ConfigurationError(f"the capsule {place} holds {name}, not {model}")
+    paths = []
+    for entry in lock["model"]["files"]:
+        path = check_inside(place, entry["path"])
+        if not path.is_file():
+            raise ModelError(f"the capsule {place} lacks its file {entry['path']!r}")
+        with FileBar(path.name, path.stat().st_size, shown=progress) as bar:
+            verify(path, entry["sha256"], bar, str(path))
+        paths.append(path)
+    size = sum(path.stat().st_size for path in paths)
+    digest = lock["model"]["files"][0]["sha256"]
+    local = LocalModel(paths[0], name, tuple(paths), size, digest)
+    return open_engine(lock["engine"], place, shown=progress), local

@@ -1,0 +1,114 @@
+"""Models: a name becomes verified files on this machine."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+from llamatelemetry._demo import DEMO_MODEL
+from llamatelemetry._progress import FileBar
+from llamatelemetry.exceptions import ModelError
+from llamatelemetry.gguf.reader import read_header
+from llamatelemetry.setup._checksums import checked_digest
+from llamatelemetry.setup._fetch import LocalModel, ModelFetch, verify
+from llamatelemetry.setup._hub import hub_token
+from llamatelemetry.setup._names import nearest_names, shown_names
+from llamatelemetry.setup._wanted import read_wanted
+
+__all__ = ["LocalModel", "ensure_model", "local_model"]
+
+
+def ensure_model(
+    model: str | os.PathLike[str],
+    *,
+    sha256: str | None = None,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    projector: bool = False,
+    progress: bool = True,
+) -> LocalModel:
+    """Return a model on this machine, fetched from the Hub if it is not here yet.
+
+    What is attached below /kaggle/input or lies in the Hub's cache is used without any
+    connection. Everything from the Hub is compared with its SHA-256: the one given, or
+    the catalog's, or the one the Hub states.
+
+    Args:
+        model: A name of the catalog ("qwen3-4b"), "owner/repo:file.gguf",
+            "owner/repo:Q4_K_M", an address on huggingface.co, the path of a file, or
+            "demo" for the one that comes with the package.
+        sha256: The digest it must have; for a model of one file.
+        token: The Hub's token. None: ``HF_TOKEN``, the one saved by ``hf auth login``,
+            Kaggle's or Colab's secret of the name ``HF_TOKEN``.
+        cache_dir: The folder of the cache. None: the Hub's own (``HF_HOME``); on
+            Kaggle scratch, if that one lies in /kaggle/working and has no room.
+        projector: Fetch the vision projector of the catalog's model too.
+        progress: Whether bars are shown.
+
+    Raises:
+        ConfigurationError: The name is none; the message has the nearest.
+        ModelError: The repository has no such file or quantization; the message has
+            those that it has. Or the path's file is no GGUF.
+        ChecksumError: The bytes are not the ones they should be.
+        GatedModelError: The licence must be accepted on the model's page before.
+        DiskSpaceError: There is no room for it; nothing was fetched.
+        OfflineError: It is not here, and there is no connection.
+        DownloadError: The transfer broke off again and again.
+    """
+    digest = None if sha256 is None else checked_digest(sha256)
+    local = local_model(model, sha256=digest)
+    if local is not None:
+        return local
+    wanted = read_wanted(os.fspath(model), sha256=digest, projector=projector)
+    fetch = ModelFetch(
+        cache=Path(cache_dir).expanduser().absolute() if cache_dir else None,
+        find_token=partial(hub_token, token),
+        shown=progress,
+    )
+    del token  # no traceback shows it
+    return fetch.get(wanted)
+
+
+def local_model(
+    model: str | os.PathLike[str], *, sha256: str | None = None
+) -> LocalModel | None:
+    """Return the model of a path, or None if the text is no path of a file.
+
+    Raises:
+        ModelError: There is no such file, or it is no GGUF.
+        ChecksumError: It has not the digest given.
+    """
+    if model == "demo":
+        path = DEMO_MODEL
+    else:
+        path = Path(model).expanduser()
+        if not path.is_file():
+            if not isinstance(model, str) or _is_surely_path(model):
+                raise ModelError(_no_such_file(path))
+            return None
+    header = read_header(path)
+    files = tuple(map(Path, header.shards))
+    if sha256 is not None:
+        verify(path, sha256, FileBar(path.name, None, shown=False), str(path))
+    return LocalModel(
+        path.absolute(),
+        "demo" if model == "demo" else path.name,
+        tuple(file.absolute() for file in files),
+        sum(file.stat().st_size for file in files),
+        sha256,
+    )
+
+
+def _is_surely_path(model: str) -> bool:
+    return model.startswith(("/", "./", "../", "~"))
+
+
+def _no_such_file(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"there is no file {str(path)!r}: its folder does not exist"
+    models = [place.name for place in folder.glob("*.gguf")]
+    near = nearest_names(path.name, models) or sorted(models)[:4]
+    beside = f"; its folder has {shown_names(near)}" if near else ""
+    return f"there is no file {str(path)!r}{beside}"
