@@ -14,12 +14,15 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "tools"))
 
+import pynvml
 from client_tools import STAND_IN, StandIn
+from nvml_tools import StandInDriver, build_stand_in
 from stand_in_hub import StandInHub
 from tiny_model import write_tiny_model
 from vocabularies import vocabularies
 
 from llamatelemetry.api.client import LlamaCppClient
+from llamatelemetry.gpu import _nvml
 from llamatelemetry.server import Engine, ServerConfig, ServerManager, find_engine
 
 # A shell starts background jobs with Ctrl-C ignored, and children inherit that.
@@ -113,25 +116,53 @@ def embedded_engine() -> Engine:
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the developer's proxies, keys or engines."""
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test sees the developer's proxies, keys or engines, or writes to a home."""
+    names = ("LLAMA_", "LLAMATELEMETRY_", "HF_", "KAGGLE_", "COLAB_", "CUDA_VISIBLE")
     for name in list(os.environ):
-        if name.upper().endswith("_PROXY") or name.startswith(("LLAMA_", "HF_")):
+        if name.upper().endswith("_PROXY") or name.startswith(names):
             monkeypatch.delenv(name)
-    monkeypatch.delenv("LLAMATELEMETRY_SERVER", raising=False)
+    monkeypatch.setenv("LLAMATELEMETRY_CACHE", str(tmp_path / "llamatelemetry"))
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandInHub]:
     """A Hub on loopback, set as the real client's endpoint; nobody is logged in."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download
 
     with StandInHub() as running:
         monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
+        for module in (constants, file_download):  # in 0.36 it is the second one's
+            if hasattr(module, "HUGGINGFACE_CO_URL_TEMPLATE"):
+                monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         yield running
+
+
+@pytest.fixture(scope="session")
+def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stand-in for libnvidia-ml.so.1, compiled once."""
+    library = build_stand_in(tmp_path_factory.mktemp("nvml"))
+    if library is None:
+        missing_part("a C compiler", "install gcc")
+        raise AssertionError
+    return library
+
+
+@pytest.fixture
+def driver(
+    nvml_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[StandInDriver]:
+    """A driver without cards, which the real pynvml of this process asks."""
+    driver = StandInDriver(nvml_library, tmp_path, monkeypatch)
+    driver.attach(pynvml)
+    driver.describe()
+    yield driver
+    _nvml._session.close()
 
 
 @pytest.fixture(scope="session")

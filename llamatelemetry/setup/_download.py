@@ -34,6 +34,7 @@ __all__ = ["PinnedFile", "download"]
 _SILENCE_SECONDS = 30.0
 _RETRY_DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Seconds between tries that bring nothing; one that brings something begins anew."""
+_MOST_OFFLINE_DELAY = 0.5
 _LONGEST_WAIT_SECONDS = 60.0
 _MOST_BYTES = 8 * 10**9
 """Of a file whose size nobody pinned; engines have up to 1.4 GB."""
@@ -171,6 +172,8 @@ class _Transfer:
             if self._have > before:
                 delays = iter(_RETRY_DELAYS)
             delay = next(delays, None)
+            if not self._connected and (delay or 0) > _MOST_OFFLINE_DELAY:
+                delay = None  # where there is no internet, nobody wants to wait for it
             wait = trouble.wait if trouble.wait is not None else delay
             if delay is None or wait is None or wait > _LONGEST_WAIT_SECONDS:
                 raise self._given_up(trouble)

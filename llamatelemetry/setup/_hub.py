@@ -29,6 +29,7 @@ from llamatelemetry.exceptions import (
     OfflineError,
 )
 from llamatelemetry.setup._disk import disk_errors
+from llamatelemetry.setup._hub_cache import sweep_incomplete
 from llamatelemetry.setup._hub_errors import (
     BUSY_STATUS,
     FileMissingError,
@@ -55,6 +56,7 @@ __all__ = [
     "list_files",
     "parse_reference",
     "resolve_file",
+    "token_finder",
 ]
 
 _Answer = TypeVar("_Answer")
@@ -183,23 +185,31 @@ def _missing_file(repo: str, path: str, known: list[str]) -> ModelError:
     return ModelError(f"{repo}: the repository has no file {path!r}. {instead}.")
 
 
-def hub_token(argument: str | None = None) -> Token | None:
-    """Return the token for the Hub, in the order of :func:`find_token`.
+def hub_token() -> Token | None:
+    """Return the token for the Hub that is found here; see :func:`find_token`.
 
-    HF_HUB_DISABLE_IMPLICIT_TOKEN leaves the argument only.
-
-    Args:
-        argument: What the user gave.
+    With HF_HUB_DISABLE_IMPLICIT_TOKEN none is looked for.
     """
     from huggingface_hub import constants  # noqa: PLC0415
 
     if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
-        return Token(argument, "the argument") if argument else None
+        return None
     return find_token(
-        argument,
         saved=_saved_token,
         ask_secrets=lambda: _probe().result().available is not False,
     )
+
+
+def token_finder(argument: str | None) -> Callable[[], Token | None]:
+    """Return what finds the token: the one given, else the one that is found here.
+
+    Its repr shows nothing, wherever a debugger prints it.
+
+    Args:
+        argument: What the user gave.
+    """
+    given = find_token(argument) if argument else None
+    return lambda: given or hub_token()
 
 
 def _probe() -> Probe:
@@ -299,9 +309,15 @@ def fetch_file(
     if "tqdm_class" in inspect.signature(hf_hub_download).parameters:  # since 1.0
         options["tqdm_class"] = bar.reporting_class()
 
+    def give_room() -> None:
+        sweep_incomplete(cache, all_of_them=True)
+
     def transfer() -> str:
         bar.check()
-        with _settings_of_transfers(), disk_errors(cache, path, size or bar.done):
+        with (
+            _settings_of_transfers(),
+            disk_errors(cache, path, size or bar.done, give_room),
+        ):
             found: str = hf_hub_download(
                 repo,
                 path,
@@ -397,9 +413,11 @@ def _ask(
         except LLCudaError:
             raise
         except Exception as error:  # noqa: BLE001 -- each version has its own
-            broken = progress is not None and is_passing(error)
-            again = broken or status_of(error) in BUSY_STATUS
             problem = _meaning(error, repo)
+            broken = progress is not None and is_passing(error)
+            # Without a connection the library itself has tried for 23 s.
+            broken = broken and not isinstance(problem, OfflineError)
+            again = broken or status_of(error) in BUSY_STATUS
         if progress is not None and progress() > farthest:
             farthest, left = progress(), iter(delays)
         delay = next(left, None) if again else None

@@ -71,12 +71,16 @@ def discard_cached(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def sweep_incomplete(cache: Path) -> int:
+def sweep_incomplete(cache: Path, *, all_of_them: bool = False) -> int:
     """Delete what broken transfers left behind, and return its bytes.
 
     Only what nobody is writing: the library holds a lock for each file that it writes,
     and this takes the lock before it deletes. What an older version of the library
     would continue is kept for a day.
+
+    Args:
+        cache: The cache's folder.
+        all_of_them: Delete those too that could be continued: room is what is missing.
     """
     freed = 0
     for place in cache.glob("models--*/blobs/*.incomplete"):
@@ -85,7 +89,7 @@ def sweep_incomplete(cache: Path) -> int:
         with contextlib.suppress(OSError):
             status = place.stat()
             fresh = time.time() - status.st_mtime < _KEPT_SECONDS
-            if match is None or (orphan is None and fresh):
+            if match is None or (orphan is None and fresh and not all_of_them):
                 continue
             folder = cache / ".locks" / place.parent.parent.name
             if _delete_if_free(place, folder / f"{match['etag']}.lock"):

@@ -209,6 +209,11 @@ def _prove(entry: EngineEntry, folder: Path, bar: FileBar) -> InstalledEngine:
         state_of(program),
     )
     facts = probe_engine(engine_of_record(record))
+    if entry.compute_capabilities and not facts.devices:
+        raise EngineNotFoundError(
+            f"{entry.id} runs, but sees none of the cards; is the driver older than "
+            "what it was built with?"
+        )
     return replace(record, build=facts.build or entry.build, devices=facts.devices)
 
 

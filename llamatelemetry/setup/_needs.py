@@ -9,7 +9,7 @@ from llamatelemetry.exceptions import ConfigurationError, LLCudaError
 from llamatelemetry.gguf.reader import read_header
 from llamatelemetry.setup._fetch import LocalModel
 from llamatelemetry.setup._names import parse_reference
-from llamatelemetry.setup.catalog import CatalogModel, catalog
+from llamatelemetry.setup.catalog import CatalogModel, catalog, find_model
 
 __all__ = ["ModelLike", "least_build"]
 
@@ -28,16 +28,18 @@ def least_build(model: ModelLike | None, min_build: int | None = None) -> int | 
     Args:
         model: A name of the catalog, a reference, a file, or None.
         min_build: What the user demands beside that.
+
+    Raises:
+        ConfigurationError: The catalog has no model of this name.
     """
     needs = [0 if min_build is None else min_build, _need_of(model)]
     return max(needs) or None
 
 
 def _need_of(model: ModelLike | None) -> int:
-    if model is None or model == "demo":
+    if model is None:
         return 0
-    name = model.name if isinstance(model, LocalModel) else model
-    entry = name if isinstance(name, CatalogModel) else _entry_of(str(name))
+    entry = _entry_of(model)
     if entry is not None:
         return _need(entry)
     architecture = _architecture_of(model)
@@ -45,14 +47,22 @@ def _need_of(model: ModelLike | None) -> int:
     return min(same, default=0)
 
 
-def _entry_of(name: str) -> CatalogModel | None:
+def _entry_of(model: ModelLike) -> CatalogModel | None:
+    if isinstance(model, CatalogModel):
+        return model
+    local = isinstance(model, LocalModel)
+    name = model.name if isinstance(model, LocalModel) else os.fspath(model)
     reference = parse_reference(name)
     for entry in catalog():
-        if entry.id == name.lower():
+        if entry.id == name or (reference is not None and entry.repo == reference.repo):
             return entry
-        if reference is not None and entry.repo == reference.repo:
-            return entry
-    return None
+    if local or reference is not None or name == "demo" or _is_path(name):
+        return None
+    return find_model(name)  # says which names are near
+
+
+def _is_path(name: str) -> bool:
+    return "/" in name or name.lower().endswith(".gguf") or Path(name).is_file()
 
 
 def _need(entry: CatalogModel) -> int:

@@ -15,7 +15,7 @@ from llamatelemetry.gguf.memory import MemoryPlan
 from llamatelemetry.gpu.inventory import GPUInfo, detect_gpus
 from llamatelemetry.server.engine import Engine, EngineLike
 from llamatelemetry.setup._fetch import LocalModel, ModelFetch
-from llamatelemetry.setup._hub import hub_token
+from llamatelemetry.setup._hub import token_finder
 from llamatelemetry.setup._needs import least_build
 from llamatelemetry.setup._setup_plan import (
     PlannedItem,
@@ -139,7 +139,7 @@ def prepare(
         _settled(model, gpus),
         engine,
         Path(cache_dir).expanduser().absolute() if cache_dir else None,
-        partial(hub_token, token),
+        token_finder(token),
         progress,
     )
     del token  # no traceback shows it

@@ -7,7 +7,6 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 from llamatelemetry._environment import Token
@@ -29,7 +28,7 @@ from llamatelemetry.server.engine import (
 )
 from llamatelemetry.setup._checksums import checked_digest
 from llamatelemetry.setup._choose import EngineChoice, check_build, choose
-from llamatelemetry.setup._hub import hub_token
+from llamatelemetry.setup._hub import hub_token, token_finder
 from llamatelemetry.setup._install import find_installed, install
 from llamatelemetry.setup._machine import measure_machine
 from llamatelemetry.setup._manifest import EngineEntry, manifest
@@ -83,7 +82,7 @@ def ensure_engine(
     request = EngineRequest(
         min_build=least_build(model, min_build),
         sha256=None if sha256 is None else checked_digest(sha256),
-        find_token=partial(hub_token, token),
+        find_token=token_finder(token),
         shown=progress,
     )
     del token  # no traceback shows it

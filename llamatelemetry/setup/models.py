@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from pathlib import Path
 
 from llamatelemetry._demo import DEMO_MODEL
@@ -12,7 +11,7 @@ from llamatelemetry.exceptions import ModelError
 from llamatelemetry.gguf.reader import read_header
 from llamatelemetry.setup._checksums import checked_digest
 from llamatelemetry.setup._fetch import LocalModel, ModelFetch, verify
-from llamatelemetry.setup._hub import hub_token
+from llamatelemetry.setup._hub import token_finder
 from llamatelemetry.setup._names import nearest_names, shown_names
 from llamatelemetry.setup._wanted import read_wanted
 
@@ -63,7 +62,7 @@ def ensure_model(
     wanted = read_wanted(os.fspath(model), sha256=digest, projector=projector)
     fetch = ModelFetch(
         cache=Path(cache_dir).expanduser().absolute() if cache_dir else None,
-        find_token=partial(hub_token, token),
+        find_token=token_finder(token),
         shown=progress,
     )
     del token  # no traceback shows it

@@ -102,8 +102,9 @@ class Fault:
 
     Attributes:
         origin: "hub" or "cdn".
-        kind: "status"; "drop": the connection is reset in the middle; "stall": it stays
-            open and nothing more comes; "short": fewer bytes, and as many stated;
+        kind: "status"; "drop": the connection is reset in the middle, which loses what
+            the client has not read yet; "cut": it is closed in the middle; "stall": it
+            stays open and nothing more comes; "short": fewer bytes, and as many stated;
             "flip": one bit of one byte is another.
         status: The status of the reply.
         headers: Its headers.
@@ -158,6 +159,7 @@ class StandInHub:
         endless_redirects: Whether the hops lead in a circle.
         etags: Whether replies carry an ETag.
         encoding: A Content-Encoding that replies claim.
+        meet: How many requests for bytes must have come to the CDN before it answers.
     """
 
     def __init__(self) -> None:
@@ -170,6 +172,7 @@ class StandInHub:
         self.endless_redirects = False
         self.etags = True
         self.encoding = ""
+        self.meet = 1
         self._faults: deque[Fault] = deque()
         self._signatures: dict[str, int] = {}
         self._numbers = itertools.count(1)
@@ -441,6 +444,9 @@ class _Handler(BaseHTTPRequestHandler):
     # The CDN
 
     def answer_cdn(self) -> None:
+        while len(self.hub.seen("cdn")) < self.hub.meet:
+            if self.server.stopping.wait(0.01):
+                return
         if not self.hub.accepts(self.query.get("Signature", [""])[0]):
             self.reply(403, {}, b"<Error><Code>AccessDenied</Code></Error>")
             return
@@ -502,7 +508,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.start_reply(status, {**headers, **length})
         if self.command == "HEAD":
             return
-        end = place if kind in ("drop", "stall") else stop
+        end = place if kind in ("drop", "cut", "stall") else stop
         position = start
         for right in file.blocks(start, end):
             block = bytearray(right)
@@ -515,6 +521,8 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "stall":
             self.close_connection = True
             self.server.stopping.wait(60)
+        if kind == "cut":
+            self.close_connection = True
         if kind == "drop":
             self.close_connection = True
             self.connection.setsockopt(

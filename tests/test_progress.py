@@ -1,0 +1,178 @@
+"""Bars of long work: what they show, and that they call work off."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+import pytest
+
+from llamatelemetry._progress import CancelledError, FileBar
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bars are on, whatever this machine's settings are."""
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_bar_shows_name_bytes_and_total(capsys: pytest.CaptureFixture[str]) -> None:
+    """At the end stand the file's name, its bytes and what is being done with it."""
+    with FileBar("m-Q4_K_M.gguf", 2_000_000) as bar:
+        bar.advance(1_500_000)
+        bar.advance(500_000)
+        bar.say("verifying")
+
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    last = shown.err.strip().split("\r")[-1]
+    assert last.startswith("m-Q4_K_M.gguf verifying: 100%")
+    assert "2.00M/2.00M" in last
+    assert bar.done == bar.farthest == 2_000_000
+
+
+def test_bytes_in_vain_are_taken_back(capsys: pytest.CaptureFixture[str]) -> None:
+    """A step back is shown, and what was reached is remembered."""
+    with FileBar("m.gguf", 1000) as bar:
+        bar.advance(800)
+        bar.advance(-800)
+        bar.move_to(200)
+        assert (bar.done, bar.farthest) == (200, 800)
+        bar.move_to(50)
+        assert bar.done == 50
+
+    last = capsys.readouterr().err.strip().split("\r")[-1]
+    assert "50.0/1.00k" in last
+
+
+def test_a_total_may_come_later(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is learnt on the way is shown; what was known stays."""
+    with FileBar("m.gguf", None) as bar:
+        bar.advance(500)
+        bar.learn_total(1000)
+        bar.learn_total(7)
+        bar.say("")
+
+    last = capsys.readouterr().err.strip().split("\r")[-1]
+    assert last.startswith("m.gguf: ")
+    assert "500/1.00k" in last
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "true"),
+        ("TQDM_DISABLE", "yes"),
+        (None, None),
+    ],
+)
+def test_without_a_bar_all_is_still_counted(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str | None,
+    value: str | None,
+) -> None:
+    """Turned off by a variable or by the caller, nothing is printed at all."""
+    if variable is not None and value is not None:
+        monkeypatch.setenv(variable, value)
+    with FileBar("m.gguf", None, shown=variable is not None) as bar:
+        bar.advance(7)
+        bar.learn_total(10)
+        bar.say("verifying")
+        bar.move_to(3)
+
+    assert (bar.done, bar.farthest) == (3, 7)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_variable_that_says_no_turns_nothing_off(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HF_HUB_DISABLE_PROGRESS_BARS=0 leaves the bars on."""
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "0")
+    with FileBar("m.gguf", 10) as bar:
+        bar.advance(10)
+
+    assert "m.gguf: 100%" in capsys.readouterr().err
+
+
+def test_who_waits_calls_it_off() -> None:
+    """Once the event is set each step raises, and nothing more is counted."""
+    cancelled = threading.Event()
+    with FileBar("m.gguf", 10, cancelled=cancelled, shown=False) as bar:
+        bar.check()
+        bar.advance(4)
+        cancelled.set()
+        for step in (bar.check, lambda: bar.advance(1), lambda: bar.move_to(9)):
+            with pytest.raises(CancelledError):
+                step()
+
+    assert bar.done == 4
+    assert not issubclass(CancelledError, Exception)
+
+
+def test_bars_may_be_moved_from_any_thread(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Two bars that many threads move show what came, each for itself."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with FileBar("one", 8000) as one, FileBar("two", 8000) as two:
+            threads = [
+                threading.Thread(target=lambda bar=bar: [bar.advance(1) for _ in r])
+                for bar in (one, two)
+                for r in [range(2000)] * 4
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(before)
+
+    assert (one.done, two.done) == (8000, 8000)
+    shown = capsys.readouterr().err
+    assert "one: 100%" in shown
+    assert "two: 100%" in shown
+
+
+def test_a_library_moves_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    """A library's own bars are invisible and move this one, also when it begins anew."""
+    with FileBar("m.gguf", None) as bar:
+        reporter = bar.reporting_class()
+        with reporter(total=1000, initial=0, desc="theirs", unit="B") as theirs:
+            theirs.update(300)
+            theirs.update(None)
+        # After a broken connection it begins another bar where the work stands.
+        with reporter(total=1000, initial=100) as theirs:
+            assert bar.done == 100
+            theirs.update(900)
+        with reporter() as theirs:
+            assert bar.done == 0
+            theirs.update(1000)
+
+    shown = capsys.readouterr().err
+    assert bar.farthest == bar.done == 1000
+    assert "theirs" not in shown
+    assert "m.gguf: 100%" in shown
+
+
+def test_a_library_is_called_off_through_its_bar() -> None:
+    """A library's bar raises in the middle of its work, past its own retries."""
+    cancelled = threading.Event()
+    with FileBar("m.gguf", 10, cancelled=cancelled, shown=False) as bar:
+        theirs = bar.reporting_class()(total=10)
+        theirs.update(5)
+        cancelled.set()
+        with pytest.raises(CancelledError):
+            try:
+                theirs.update(5)
+            except Exception as error:  # what a library that tries again does
+                raise AssertionError from error
+        with pytest.raises(CancelledError):
+            bar.reporting_class()(total=10)
+
+    assert bar.done == 5
