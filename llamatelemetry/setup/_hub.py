@@ -9,7 +9,6 @@ own: those hold the request, and with it the token.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import queue
 import threading
 import time
@@ -305,10 +304,6 @@ def fetch_file(
     """
     from huggingface_hub import hf_hub_download  # noqa: PLC0415
 
-    options: dict[str, Any] = {}
-    if "tqdm_class" in inspect.signature(hf_hub_download).parameters:  # since 1.0
-        options["tqdm_class"] = bar.reporting_class()
-
     def give_room() -> None:
         sweep_incomplete(cache, all_of_them=True)
 
@@ -325,7 +320,7 @@ def fetch_file(
                 cache_dir=cache,
                 token=token.value if token else False,
                 library_name=_OWN_NAME,
-                **options,
+                tqdm_class=bar.reporting_class(),
             )
         return found
 
@@ -341,8 +336,6 @@ _settings_before: dict[str, Any] = {}
 _SETTINGS = {
     # Its transfers cannot be called off, and one that hangs holds the file's lock.
     "HF_HUB_DISABLE_XET": True,
-    # Of hub 0.36; it neither resumes nor reports.
-    "HF_HUB_ENABLE_HF_TRANSFER": False,
     # What is kept when a connection breaks: 10 MiB at a time otherwise, so that a link
     # that breaks before 10 MiB never gets anywhere.
     "DOWNLOAD_CHUNK_SIZE": 1 << 20,
@@ -362,13 +355,10 @@ def _settings_of_transfers() -> Iterator[None]:
         _settings_users += 1
         if _settings_users == 1:
             silence = min(constants.HF_HUB_DOWNLOAD_TIMEOUT, _MOST_SILENCE_SECONDS)
-            for name, value in {
-                **_SETTINGS,
-                "HF_HUB_DOWNLOAD_TIMEOUT": silence,
-            }.items():
-                if hasattr(constants, name):
-                    _settings_before[name] = getattr(constants, name)
-                    setattr(constants, name, value)
+            wanted = {**_SETTINGS, "HF_HUB_DOWNLOAD_TIMEOUT": silence}
+            for name, value in wanted.items():
+                _settings_before[name] = getattr(constants, name)
+                setattr(constants, name, value)
     try:
         yield
     finally:

@@ -144,8 +144,11 @@ import hashlib, subprocess, sys, threading
 from pathlib import Path
 from llamatelemetry._progress import FileBar
 from llamatelemetry.setup._download import PinnedFile, download
+from llamatelemetry.setup import _download, _together
 from llamatelemetry.setup._together import run_together
 
+_download._SILENCE_SECONDS = 1.0
+_together._FAREWELL_SECONDS = 120.0
 url, folder = sys.argv[1], Path(sys.argv[2])
 # Started by somebody else in this process, as a server of the notebook is.
 nothing = subprocess.DEVNULL
@@ -175,13 +178,13 @@ def test_ctrl_c_ends_all_downloads_and_keeps_what_came(
     for name in ("a", "b"):
         hub.add("buckets/owner/name", name, os.urandom(4_000_000))
     hub.fail_next("cdn", "stall", 2, after=1_000_000)
+    hub.fail_next("cdn", "stall", 100)
 
     with subprocess.Popen(
         [
             sys.executable,
             "-c",
-            "import llamatelemetry.setup._download as d; d._SILENCE_SECONDS = 1.0\n"
-            + PROGRAM,
+            PROGRAM,
             f"{hub.url}/buckets/owner/name/resolve",
             str(tmp_path),
         ],
@@ -218,19 +221,8 @@ def test_ctrl_c_ends_all_downloads_and_keeps_what_came(
         assert whole.startswith(part.read_bytes())
 
 
-def test_ctrl_c_does_not_wait_for_what_does_not_end(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A call that hears nothing is left behind after a farewell, as a daemon."""
-    monkeypatch.setattr(_together, "_FAREWELL_SECONDS", 0.2)
-    end, started = threading.Event(), threading.Event()
-    threads: list[threading.Thread] = []
-
-    def deaf(_: threading.Event) -> object:
-        threads.append(threading.current_thread())
-        started.set()
-        end.wait()
-        return None
+def interrupt_once(started: threading.Barrier) -> threading.Thread:
+    """Strike Ctrl-C here once all calls run."""
 
     def interrupt() -> None:
         started.wait()
@@ -238,12 +230,57 @@ def test_ctrl_c_does_not_wait_for_what_does_not_end(
 
     striker = threading.Thread(target=interrupt)
     striker.start()
+    return striker
+
+
+def test_ctrl_c_waits_until_the_calls_have_ended() -> None:
+    """Who was interrupted can begin anew: nobody writes to the same files any more."""
+    started = threading.Barrier(3)
+    ended: list[int] = []
+
+    def slow_to_end(called_off: threading.Event) -> object:
+        started.wait()
+        called_off.wait()
+        time.sleep(0.3)  # it writes its last block
+        ended.append(1)
+        raise CancelledError
+
+    striker = interrupt_once(started)
+    with pytest.raises(KeyboardInterrupt):
+        run_together([slow_to_end, slow_to_end])
+    seen = list(ended)
+    striker.join()
+
+    assert seen == [1, 1]
+
+
+def test_ctrl_c_does_not_wait_for_what_does_not_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A call that hears nothing is left behind after a farewell, as a daemon."""
+    monkeypatch.setattr(_together, "_FAREWELL_SECONDS", 0.2)
+    started = threading.Barrier(3)
+    end, ended = threading.Event(), threading.Event()
+    daemons: list[bool] = []
+
+    def deaf(_: threading.Event) -> object:
+        daemons.append(threading.current_thread().daemon)
+        started.wait()
+        end.wait()
+        ended.set()
+        return None
+
+    def hearing(called_off: threading.Event) -> object:
+        started.wait()
+        return until_called_off(called_off)
+
+    striker = interrupt_once(started)
     try:
         with pytest.raises(KeyboardInterrupt):
-            run_together([deaf, until_called_off])
-        assert threads[0].is_alive()
-        assert threads[0].daemon
+            run_together([deaf, hearing])
+        assert not ended.is_set()
+        assert daemons == [True]
     finally:
         end.set()
         striker.join()
-        threads[0].join()
+        ended.wait()
