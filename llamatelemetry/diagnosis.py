@@ -24,11 +24,11 @@ from llamatelemetry.server.engine import (
 )
 from llamatelemetry.server.probing import probe_engine
 from llamatelemetry.server.strays import find_strays
+from llamatelemetry.setup._capsule_files import find_capsule
 from llamatelemetry.setup._disk import free_bytes
 from llamatelemetry.setup._hub import default_cache, hub_token
 from llamatelemetry.setup._hub_cache import cached_models
 from llamatelemetry.setup._machine import Machine, measure_machine
-from llamatelemetry.setup.capsule import find_capsule
 
 __all__ = ["Check", "Diagnosis", "doctor"]
 

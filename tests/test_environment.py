@@ -429,7 +429,7 @@ def test_an_image_without_the_client_has_no_secret(
 def test_a_client_that_hangs_is_not_waited_for(
     kaggle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Without internet Kaggle's client says nothing for long; then there is no token."""
+    """Without internet Kaggle's client says nothing for long: there is no token."""
     count = install_kaggle_client(
         monkeypatch,
         tmp_path / "client",

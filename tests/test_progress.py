@@ -117,14 +117,19 @@ def test_bars_may_be_moved_from_any_thread(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Two bars that many threads move show what came, each for itself."""
+
+    def move(bar: FileBar) -> None:
+        for _ in range(2000):
+            bar.advance(1)
+
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
         with FileBar("one", 8000) as one, FileBar("two", 8000) as two:
             threads = [
-                threading.Thread(target=lambda bar=bar: [bar.advance(1) for _ in r])
+                threading.Thread(target=move, args=(bar,))
                 for bar in (one, two)
-                for r in [range(2000)] * 4
+                for _ in range(4)
             ]
             for thread in threads:
                 thread.start()
@@ -140,7 +145,7 @@ def test_bars_may_be_moved_from_any_thread(
 
 
 def test_a_library_moves_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
-    """A library's own bars are invisible and move this one, also when it begins anew."""
+    """A library's own bars are invisible and move this one, also when begun anew."""
     with FileBar("m.gguf", None) as bar:
         reporter = bar.reporting_class()
         with reporter(total=1000, initial=0, desc="theirs", unit="B") as theirs:

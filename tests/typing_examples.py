@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import assert_type
 
-from llamatelemetry import LlamaCppClient, ServerConfig, ServerManager
+from llamatelemetry import (
+    LlamaCppClient,
+    ServerConfig,
+    ServerManager,
+    doctor,
+    ensure_engine,
+    ensure_model,
+    prepare,
+)
 from llamatelemetry.api.client import (
     ChatCompletionChunk,
     ChatCompletionResponse,
     ChatStream,
 )
 from llamatelemetry.exceptions import LLCudaError
+from llamatelemetry.gguf import MemoryPlan
+from llamatelemetry.gpu import detect_gpus
+from llamatelemetry.server import Engine
+from llamatelemetry.setup import LocalModel, Prepared, SetupPlan, recommend_model
 
 config = ServerConfig("model.gguf", port=0, flash_attn=True)
 assert_type(config.replace(port=1), ServerConfig)
@@ -33,3 +45,17 @@ with ServerManager(config, timeout=120) as server:
     for chunk in client.chat_completion_stream(messages, max_tokens=5):
         assert_type(chunk, ChatCompletionChunk)
     assert_type(stream.result(), ChatCompletionResponse)
+
+engine = ensure_engine(min_build=9000)
+assert_type(engine, Engine)
+model = ensure_model("qwen3-4b")
+assert_type(model, LocalModel)
+ServerConfig(model)
+prepared = prepare("qwen3-4b")
+assert_type(prepared, Prepared)
+assert_type(prepared.plan, MemoryPlan)
+assert_type(prepare(dry_run=True), SetupPlan)
+assert_type(recommend_model("2x15", "coder").id, str)
+assert_type(doctor().ok, bool)
+for gpu in detect_gpus():
+    assert_type(gpu.name, str)

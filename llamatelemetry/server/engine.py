@@ -18,12 +18,14 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from llamatelemetry.exceptions import ConfigurationError, EngineNotFoundError
 from llamatelemetry.server import _process
 from llamatelemetry.server._installed import InstalledEngine, installed_engines
-from llamatelemetry.server.flags import Capabilities, read_capabilities
+
+if TYPE_CHECKING:
+    from llamatelemetry.server.flags import Capabilities
 
 __all__ = [
     "Engine",
@@ -33,6 +35,7 @@ __all__ = [
     "engine_of_record",
     "engine_on_path",
     "find_engine",
+    "identity_of",
 ]
 
 _NamedBy = Literal["argument", "LLAMATELEMETRY_SERVER"]
@@ -84,7 +87,7 @@ class Engine:
         Raises:
             EngineNotFoundError: It cannot be run, or is no llama-server.
         """
-        return _capabilities(self, _identity(self.command))
+        return _capabilities(self, identity_of(self.command))
 
 
 EngineLike = Engine | str | os.PathLike[str] | Sequence[str]
@@ -268,8 +271,8 @@ def embedded_engine(modules: Path | None = None) -> Engine | None:
 FileIdentity = tuple[tuple[str, int, int], ...]
 
 
-def _identity(command: Sequence[str]) -> FileIdentity:
-    """Return path, size and time of change of the files a command names."""
+def identity_of(command: Sequence[str]) -> FileIdentity:
+    """Return path, size and time of change of the files that a command names."""
     files = []
     for word in command:
         try:
@@ -282,6 +285,8 @@ def _identity(command: Sequence[str]) -> FileIdentity:
 
 @lru_cache(maxsize=32)
 def _capabilities(engine: Engine, identity: FileIdentity) -> Capabilities:
+    from llamatelemetry.server.flags import read_capabilities  # noqa: PLC0415 -- slow
+
     del identity  # part of the cache's key only
     command = [*engine.command, "--help"]
     try:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from llamatelemetry.exceptions import EngineNotFoundError
 from llamatelemetry.server import _process
-from llamatelemetry.server.engine import Engine, build_environment
+from llamatelemetry.server.engine import (
+    Engine,
+    FileIdentity,
+    build_environment,
+    identity_of,
+)
 
 __all__ = ["EngineFacts", "probe_engine", "read_build", "read_devices"]
 
@@ -49,10 +55,18 @@ def read_devices(text: str) -> tuple[str, ...]:
 def probe_engine(engine: Engine) -> EngineFacts:
     """Run an engine with ``--version`` and ``--list-devices``.
 
+    Once per process; again only when its file has changed, or if it failed.
+
     Raises:
         EngineNotFoundError: It cannot run here; says which library is missing or too
             old, where that is why.
     """
+    return _probe(engine, identity_of(engine.command))
+
+
+@lru_cache(maxsize=32)
+def _probe(engine: Engine, identity: FileIdentity) -> EngineFacts:
+    del identity  # part of the cache's key only
     version = _run(engine, "--version")
     devices = _run(engine, "--list-devices")
     return EngineFacts(read_build(version), read_devices(devices))

@@ -22,10 +22,11 @@ from llamatelemetry.server.engine import (
     engine_of_record,
 )
 from llamatelemetry.setup._capsule_files import check_inside, described
+from llamatelemetry.setup._choose import find_installed
 from llamatelemetry.setup._disk import disk_errors
 from llamatelemetry.setup._fetch import verify
 from llamatelemetry.setup._hub import hub_token
-from llamatelemetry.setup._install import fetch_unpacked, find_installed, install_copy
+from llamatelemetry.setup._install import fetch_unpacked, install_copy
 from llamatelemetry.setup._machine import Machine, measure_machine, why_not
 from llamatelemetry.setup._manifest import EngineEntry, manifest
 from llamatelemetry.setup._sources import entry_of_folder, entry_of_source

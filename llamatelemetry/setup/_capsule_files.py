@@ -6,9 +6,11 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from llamatelemetry._environment import detect_platform
 from llamatelemetry._progress import FileBar
 from llamatelemetry.exceptions import ConfigurationError
 from llamatelemetry.setup._checksums import sha256_of
@@ -18,6 +20,7 @@ __all__ = [
     "LOCK_NAME",
     "check_inside",
     "described",
+    "find_capsule",
     "place_file",
     "read_lock",
     "write_metadata",
@@ -26,6 +29,7 @@ __all__ = [
 LOCK_NAME = "capsule.json"
 _METADATA_NAME = "dataset-metadata.json"
 _BLOCK_BYTES = 1 << 20
+_DEEPEST = 3
 
 
 def described(path: Path, folder: Path, bar: FileBar) -> dict[str, Any]:
@@ -133,3 +137,37 @@ def write_metadata(folder: Path, title: str) -> None:
             "licenses": [{"name": "other"}],
         },
     )
+
+
+def find_capsule(model: str | None = None) -> Path | None:
+    """Return an attached capsule, or None.
+
+    Args:
+        model: The model it must hold; None for any, if there is only one capsule.
+    """
+    place = detect_platform().input
+    if place is None or not place.is_dir():
+        return None
+    found = list(_capsules_below(place, _DEEPEST))
+    if model is not None:
+        found = [folder for folder in found if _holds(folder, model)]
+    return found[0] if len(found) == 1 else None
+
+
+def _capsules_below(folder: Path, depth: int) -> Iterator[Path]:
+    """Yield the folders that hold a lock file; datasets lie a few folders deep."""
+    if (folder / LOCK_NAME).is_file():
+        yield folder
+        return
+    if depth:
+        with os.scandir(folder) as entries:
+            inner = sorted(entry.path for entry in entries if entry.is_dir())
+        for path in inner:
+            yield from _capsules_below(Path(path), depth - 1)
+
+
+def _holds(folder: Path, model: str) -> bool:
+    try:
+        return bool(read_lock(folder)["model"]["name"] == model)
+    except ConfigurationError:
+        return False

@@ -6,6 +6,11 @@ import os
 from dataclasses import dataclass, replace
 
 from llamatelemetry.exceptions import EngineNotFoundError
+from llamatelemetry.server._installed import (
+    InstalledEngine,
+    engines_folder,
+    read_record,
+)
 from llamatelemetry.server.engine import (
     Engine,
     engine_of_record,
@@ -13,11 +18,10 @@ from llamatelemetry.server.engine import (
     find_engine,
 )
 from llamatelemetry.server.probing import probe_engine
-from llamatelemetry.setup._install import find_installed
 from llamatelemetry.setup._machine import Machine, why_not
-from llamatelemetry.setup._manifest import EngineEntry, manifest
+from llamatelemetry.setup._manifest import EngineEntry, install_name, manifest
 
-__all__ = ["EngineChoice", "check_build", "choose", "with_digest"]
+__all__ = ["EngineChoice", "check_build", "choose", "find_installed", "with_digest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,11 @@ def choose(machine: Machine, min_build: int | None, sha256: str | None) -> Engin
             engine = engine_of_record(record, _fits(machine))
             return EngineChoice(engine, (), tuple(rejected))
     return EngineChoice(None, tuple(candidates), tuple(rejected))
+
+
+def find_installed(entry: EngineEntry) -> InstalledEngine | None:
+    """Return the engine of an entry if it is installed and whole."""
+    return read_record(engines_folder() / install_name(entry))
 
 
 def with_digest(entry: EngineEntry, sha256: str) -> EngineEntry:

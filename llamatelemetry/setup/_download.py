@@ -29,7 +29,7 @@ from llamatelemetry.exceptions import (
 from llamatelemetry.setup._checksums import mismatch, remember
 from llamatelemetry.setup._disk import disk_errors, require_space
 
-__all__ = ["PinnedFile", "download"]
+__all__ = ["PinnedFile", "download", "fetch_into"]
 
 _SILENCE_SECONDS = 30.0
 _RETRY_DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -91,17 +91,13 @@ def download(file: PinnedFile, target: Path, bar: FileBar) -> Path:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
-    address = RemoteAddress(
-        file.url, name=file.name, headers=file.headers, location=file.location
-    )
-    with contextlib.closing(address):
-        resumed = part.exists()
-        actual = _Transfer(file, address, part, bar).run()
-        if actual != file.sha256 and resumed:
-            # The part may have been of other bytes than the server has today.
-            part.unlink()
-            bar.move_to(0)
-            actual = _Transfer(file, address, part, bar).run()
+    resumed = part.exists()
+    actual = fetch_into(part, file, bar)
+    if actual != file.sha256 and resumed:
+        # The part may have been of other bytes than the server has today.
+        part.unlink()
+        bar.move_to(0)
+        actual = fetch_into(part, file, bar)
     if actual != file.sha256:
         part.unlink()
         raise mismatch(
@@ -113,6 +109,26 @@ def download(file: PinnedFile, target: Path, bar: FileBar) -> Path:
     part.replace(target)
     remember(target, actual)
     return target
+
+
+def fetch_into(part: Path, file: PinnedFile, bar: FileBar) -> str:
+    """Fetch what is missing of a file, and return the digest of what is there then.
+
+    The digest is not compared with anything.
+
+    Args:
+        part: Where to; what is there already is continued.
+        file: What to fetch.
+        bar: Shows the progress.
+
+    Raises:
+        SetupError: See :func:`download`.
+    """
+    address = RemoteAddress(
+        file.url, name=file.name, headers=file.headers, location=file.location
+    )
+    with contextlib.closing(address):
+        return _Transfer(file, address, part, bar).run()
 
 
 class _Transfer:

@@ -28,21 +28,11 @@ from llamatelemetry.setup._checksums import is_digest, mismatch, sha256_of
 from llamatelemetry.setup._disk import locked, remove_tree, write_json
 from llamatelemetry.setup._download import PinnedFile, download
 from llamatelemetry.setup._hub import resolve_file
-from llamatelemetry.setup._manifest import EngineEntry
+from llamatelemetry.setup._manifest import EngineEntry, install_name
 
-__all__ = ["fetch_unpacked", "find_installed", "install", "install_copy"]
+__all__ = ["fetch_unpacked", "install", "install_copy", "program_in"]
 
-_DIGEST_SHOWN = 12
 _RUNNABLE = 0o755
-
-
-def _name_of(entry: EngineEntry) -> str:
-    return f"{entry.id}-{entry.sha256[:_DIGEST_SHOWN]}"
-
-
-def find_installed(entry: EngineEntry) -> InstalledEngine | None:
-    """Return the engine of an entry if it is installed and whole."""
-    return read_record(engines_folder() / _name_of(entry))
 
 
 def install(
@@ -65,7 +55,7 @@ def install(
     def fill(staging: Path, archive: Path) -> None:
         _fetch_unpacked(entry, staging, archive, bar, find_token)
 
-    return _install(_name_of(entry), entry, bar, fill)
+    return _install(install_name(entry), entry, bar, fill)
 
 
 def fetch_unpacked(
@@ -79,11 +69,11 @@ def fetch_unpacked(
     Raises:
         SetupError: See :func:`install`.
     """
-    root, name = engines_folder(), _name_of(entry)
+    root, name = engines_folder(), install_name(entry)
     with locked(root / ".locks" / f"{name}.lock", waiting=bar.check):
         archive = root / ".staging" / f"{name}.archive"
         _fetch_unpacked(entry, folder, archive, bar, find_token)
-        _program_in(folder, entry).chmod(_RUNNABLE)
+        program_in(folder, entry).chmod(_RUNNABLE)
         archive.unlink(missing_ok=True)
 
 
@@ -119,7 +109,7 @@ def install_copy(
         bar.say("copying")
         copy(staging)
 
-    return _install(_name_of(entry), entry, bar, fill)
+    return _install(install_name(entry), entry, bar, fill)
 
 
 def _install(
@@ -192,7 +182,7 @@ def _pinned(entry: EngineEntry, find_token: Callable[[], Token | None]) -> Pinne
 def _prove(entry: EngineEntry, folder: Path, bar: FileBar) -> InstalledEngine:
     """Make the program executable, run it, and return its record."""
     bar.say("starting once")
-    program = _program_in(folder, entry)
+    program = program_in(folder, entry)
     program.chmod(_RUNNABLE)
     libraries = sorted(
         {str(place.parent.relative_to(folder)) for place in folder.rglob("lib*.so*")}
@@ -217,7 +207,12 @@ def _prove(entry: EngineEntry, folder: Path, bar: FileBar) -> InstalledEngine:
     return replace(record, build=facts.build or entry.build, devices=facts.devices)
 
 
-def _program_in(folder: Path, entry: EngineEntry) -> Path:
+def program_in(folder: Path, entry: EngineEntry) -> Path:
+    """Return an engine's program below a folder; one in a ``bin`` before others.
+
+    Raises:
+        EngineNotFoundError: There is none of that name.
+    """
     found = [
         place for place in folder.rglob(Path(entry.executable).name) if place.is_file()
     ]

@@ -13,12 +13,20 @@ from typing import Any, Literal
 from llamatelemetry.exceptions import ConfigurationError
 from llamatelemetry.setup._checksums import checked_digest
 
-__all__ = ["EngineEntry", "Manifest", "WheelIndex", "manifest", "read_manifest"]
+__all__ = [
+    "EngineEntry",
+    "Manifest",
+    "WheelIndex",
+    "install_name",
+    "manifest",
+    "read_manifest",
+]
 
 MANIFEST_VARIABLE = "LLAMATELEMETRY_ENGINES"
 """The variable that names another manifest: a team's own builds, or a test's."""
 
 _KINDS = ("zst", "tar", "file")
+_DIGEST_SHOWN = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +83,11 @@ class EngineEntry:
     def source(self) -> str:
         """What names it to ``ensure_engine``: its name, if the manifest has it."""
         return self.id if manifest().find(self.id) is not None else self.origin
+
+
+def install_name(entry: EngineEntry) -> str:
+    """Return the name of the folder that an engine is installed in."""
+    return f"{entry.id}-{entry.sha256[:_DIGEST_SHOWN]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 from llamatelemetry.exceptions import ConfigurationError, LLCudaError
-from llamatelemetry.gguf.reader import read_header
 from llamatelemetry.setup._fetch import LocalModel
 from llamatelemetry.setup._names import parse_reference
 from llamatelemetry.setup.catalog import CatalogModel, catalog, find_model
@@ -73,6 +72,8 @@ def _need(entry: CatalogModel) -> int:
 def _architecture_of(model: ModelLike) -> str | None:
     if isinstance(model, CatalogModel) or not Path(model).is_file():
         return None
+    from llamatelemetry.gguf.reader import read_header  # noqa: PLC0415 -- files only
+
     try:
         header = read_header(Path(model), check_data=False)
     except (LLCudaError, ConfigurationError):  # the server will say what is wrong

@@ -8,32 +8,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 from llamatelemetry._environment import Platform, Token, detect_platform
-from llamatelemetry.gguf.memory import MemoryPlan
 from llamatelemetry.gpu.inventory import GPUInfo, detect_gpus
 from llamatelemetry.server.engine import Engine, EngineLike
+from llamatelemetry.setup._capsule_files import find_capsule
 from llamatelemetry.setup._fetch import LocalModel, ModelFetch
 from llamatelemetry.setup._hub import token_finder
 from llamatelemetry.setup._needs import least_build
-from llamatelemetry.setup._setup_plan import (
-    PlannedItem,
-    SetupPlan,
-    plan_capsule,
-    plan_engine,
-    plan_for,
-    plan_model,
-    plan_with_all_layers,
-)
 from llamatelemetry.setup._together import run_both
 from llamatelemetry.setup._wanted import WantedModel, read_wanted
-from llamatelemetry.setup.capsule import find_capsule, open_capsule
 from llamatelemetry.setup.engines import EngineRequest, warn
 from llamatelemetry.setup.models import local_model
-from llamatelemetry.setup.recommend import recommend_model
+
+if TYPE_CHECKING:
+    from llamatelemetry.gguf.memory import MemoryPlan
+    from llamatelemetry.setup._setup_plan import SetupPlan
 
 __all__ = ["Prepared", "prepare"]
+
+# What is imported inside a function here is not needed where engine and model are on
+# the machine already: then the whole call takes a few milliseconds.
 
 USUAL_MOST_BYTES = 10 * 10**9
 """A model that nobody named is no larger: minutes to fetch, half of Kaggle's quota."""
@@ -58,6 +54,8 @@ class Prepared:
     @cached_property
     def plan(self) -> MemoryPlan:
         """What a server needs with 8k of context and all layers on the cards."""
+        from llamatelemetry.setup._setup_plan import plan_with_all_layers  # noqa: PLC0415
+
         return plan_with_all_layers(str(self.model), self.gpus)
 
     def __str__(self) -> str:
@@ -127,13 +125,8 @@ def prepare(
     if folder is None and engine is None:
         folder = find_capsule(None if model is None else os.fspath(model))
     if folder is not None:
-        if dry_run:
-            return plan_for(plan_capsule(folder.expanduser().absolute()), gpus)
         name = None if model is None else os.fspath(model)
-        opened = open_capsule(folder, model=name, progress=progress)
-        if opened[0].note.startswith("the embedded engine"):
-            warn([opened[0].note])
-        return Prepared(*opened, gpus, detect_platform())
+        return _of_capsule(folder, name, gpus, progress=progress, dry_run=dry_run)
     work = _Preparation(
         gpus,
         _settled(model, gpus),
@@ -151,11 +144,34 @@ def prepare(
     return prepared
 
 
+def _of_capsule(
+    folder: Path,
+    model: str | None,
+    gpus: tuple[GPUInfo, ...],
+    *,
+    progress: bool,
+    dry_run: bool,
+) -> Prepared | SetupPlan:
+    """Return what a capsule holds, or tell it."""
+    if dry_run:
+        from llamatelemetry.setup._setup_plan import plan_capsule, plan_for  # noqa: PLC0415
+
+        return plan_for(plan_capsule(folder.expanduser().absolute()), gpus)
+    from llamatelemetry.setup.capsule import open_capsule  # noqa: PLC0415
+
+    engine, local = open_capsule(folder, model=model, progress=progress)
+    if engine.note.startswith("the embedded engine"):
+        warn([engine.note], stacklevel=4)
+    return Prepared(engine, local, gpus, detect_platform())
+
+
 def _settled(
     model: str | os.PathLike[str] | None, gpus: tuple[GPUInfo, ...]
 ) -> LocalModel | WantedModel:
     """Return the model that is meant, here or to be fetched."""
     if model is None:
+        from llamatelemetry.setup.recommend import recommend_model  # noqa: PLC0415
+
         model = recommend_model(gpus, most_bytes=_most_bytes(gpus)).id
     local = local_model(model)
     return read_wanted(os.fspath(model)) if local is None else local
@@ -185,6 +201,13 @@ class _Preparation:
 
     def tell(self) -> SetupPlan:
         """Return what would be fetched."""
+        from llamatelemetry.setup._setup_plan import (  # noqa: PLC0415
+            PlannedItem,
+            plan_engine,
+            plan_for,
+            plan_model,
+        )
+
         items, problem = plan_model(self.model, self.cache)
         if self.engine is None:
             engine = plan_engine(self._request(threading.Event()).choose())

@@ -9,19 +9,17 @@ its run bits and links. The model is used where it lies. Nothing is connected to
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llamatelemetry import __version__
-from llamatelemetry._environment import detect_platform
 from llamatelemetry._progress import FileBar
 from llamatelemetry._units import format_file_size
 from llamatelemetry.exceptions import (
     ConfigurationError,
     ModelError,
-    SetupError,
 )
 from llamatelemetry.server.engine import Engine
 from llamatelemetry.setup._capsule_engine import (
@@ -43,9 +41,8 @@ from llamatelemetry.setup._fetch import LocalModel, verify
 from llamatelemetry.setup._needs import least_build
 from llamatelemetry.setup.models import ensure_model
 
-__all__ = ["Capsule", "find_capsule", "open_capsule", "pack"]
+__all__ = ["Capsule", "open_capsule", "pack"]
 
-_DEEPEST = 3
 _FORMAT = 1
 
 
@@ -152,40 +149,6 @@ def _pack_model(model: LocalModel, building: Path, *, shown: bool) -> dict[str, 
             place_file(path, target, bar)
             files.append(described(target, building, bar))
     return {"name": model.name, "files": files}
-
-
-def find_capsule(model: str | None = None) -> Path | None:
-    """Return an attached capsule, or None.
-
-    Args:
-        model: The model it must hold; None for any, if there is only one capsule.
-    """
-    place = detect_platform().input
-    if place is None or not place.is_dir():
-        return None
-    found = list(_capsules_below(place, _DEEPEST))
-    if model is not None:
-        found = [folder for folder in found if _holds(folder, model)]
-    return found[0] if len(found) == 1 else None
-
-
-def _capsules_below(folder: Path, depth: int) -> Iterator[Path]:
-    """Yield the folders that hold a lock file; datasets lie a few folders deep."""
-    if (folder / LOCK_NAME).is_file():
-        yield folder
-        return
-    if depth:
-        with os.scandir(folder) as entries:
-            inner = sorted(entry.path for entry in entries if entry.is_dir())
-        for path in inner:
-            yield from _capsules_below(Path(path), depth - 1)
-
-
-def _holds(folder: Path, model: str) -> bool:
-    try:
-        return bool(read_lock(folder)["model"]["name"] == model)
-    except SetupError:
-        return False
 
 
 def open_capsule(

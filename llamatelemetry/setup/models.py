@@ -8,7 +8,6 @@ from pathlib import Path
 from llamatelemetry._demo import DEMO_MODEL
 from llamatelemetry._progress import FileBar
 from llamatelemetry.exceptions import ModelError
-from llamatelemetry.gguf.reader import read_header
 from llamatelemetry.setup._checksums import checked_digest
 from llamatelemetry.setup._fetch import LocalModel, ModelFetch, verify
 from llamatelemetry.setup._hub import token_finder
@@ -86,6 +85,8 @@ def local_model(
             if not isinstance(model, str) or _is_surely_path(model):
                 raise ModelError(_no_such_file(path))
             return None
+    from llamatelemetry.gguf.reader import read_header  # noqa: PLC0415 -- files only
+
     header = read_header(path)
     files = tuple(map(Path, header.shards))
     if sha256 is not None:

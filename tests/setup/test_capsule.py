@@ -30,7 +30,7 @@ from llamatelemetry.exceptions import (
 )
 from llamatelemetry.server._installed import engines_folder, installed_engines
 from llamatelemetry.setup import open_capsule, pack
-from llamatelemetry.setup.capsule import find_capsule
+from llamatelemetry.setup._capsule_files import find_capsule
 from tests.conftest import missing_part
 
 Manifest = Callable[..., Path]

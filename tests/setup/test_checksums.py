@@ -207,7 +207,7 @@ def test_what_was_verified_elsewhere_can_be_remembered(model: Path) -> None:
 def test_verdicts_that_cannot_be_read_are_no_error(
     model: Path, cache: Path, text: str
 ) -> None:
-    """A file of verdicts that is cut off or not ours is as good as none, and renewed."""
+    """A file of verdicts that is cut off or not ours is as good as none."""
     status = model.stat()
     state = [status.st_size, status.st_mtime_ns, status.st_ino]
     text = text.replace("PATH", str(model)).replace("STATE", json.dumps(state))

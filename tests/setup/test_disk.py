@@ -322,13 +322,31 @@ def test_who_waits_for_a_lock_can_give_up(
     second.process.wait()
     first.let_go()
     assert first.says() == "released"
-    with locked(tmp_path / "folder" / "lock", waiting=enough):
-        # It holds within this process as well.
-        with (
-            pytest.raises(KeyboardInterrupt),
-            locked(tmp_path / "folder" / "lock", waiting=enough),
-        ):
-            raise AssertionError("two hold it")
+    with (  # it holds within this process as well
+        locked(tmp_path / "folder" / "lock", waiting=enough),
+        pytest.raises(KeyboardInterrupt),
+        locked(tmp_path / "folder" / "lock", waiting=enough),
+    ):
+        raise AssertionError("two hold it")
+
+
+def test_a_thread_waits_as_long_as_it_takes(
+    holders: tuple[Holder, Holder], tmp_path: Path
+) -> None:
+    """Without a word to say nobody gives up: the lock is got once it is free."""
+    first, second = holders
+    second.process.kill()
+    second.process.wait()
+    waited: list[int] = []
+
+    def waiting() -> None:
+        waited.append(1)
+        if len(waited) == 2:
+            first.let_go()
+
+    with locked(tmp_path / "folder" / "lock", waiting=waiting):
+        assert first.says() == "released"
+    assert len(waited) >= 2
 
 
 def test_an_error_gives_a_lock_back(tmp_path: Path) -> None:
@@ -392,7 +410,7 @@ def test_a_full_disk_leaves_the_old_file(little_room: Path) -> None:
     write_json(path, {"a": 1})
     filler = fill(little_room)
 
-    with pytest.raises(OSError) as raised:
+    with pytest.raises(OSError, match="No space left") as raised:
         write_json(path, ["much"] * 100_000)
 
     assert raised.value.errno == errno.ENOSPC

@@ -281,6 +281,7 @@ def test_a_part_of_other_bytes_is_begun_anew(
     hub: StandInHub,
     file: PinnedFile,
     target: Path,
+    *,
     bar: FileBar,
     content: bytes,
     size: int | None,
@@ -353,6 +354,7 @@ def test_a_range_that_is_not_told_is_not_appended(
     hub: StandInHub,
     file: PinnedFile,
     target: Path,
+    *,
     bar: FileBar,
     content: bytes,
     told: dict[str, str],
@@ -372,6 +374,7 @@ def test_ranges_that_come_in_pieces_are_put_together(
     hub: StandInHub,
     file: PinnedFile,
     target: Path,
+    *,
     bar: FileBar,
     content: bytes,
     behaviour: str,
@@ -425,6 +428,7 @@ def test_a_stalled_link_is_taken_up_again(
     hub: StandInHub,
     file: PinnedFile,
     target: Path,
+    *,
     bar: FileBar,
     content: bytes,
     monkeypatch: pytest.MonkeyPatch,
@@ -444,6 +448,7 @@ def test_silence_again_and_again_is_an_error(
     hub: StandInHub,
     file: PinnedFile,
     target: Path,
+    *,
     bar: FileBar,
     content: bytes,
     monkeypatch: pytest.MonkeyPatch,
@@ -504,6 +509,24 @@ def test_no_connection_at_all_is_offline(
             download(nowhere, target, bar)
 
     assert "engine.tar.zst" in refused_words(raised.value)
+
+
+def test_without_internet_nobody_waits_for_it(
+    file: PinnedFile,
+    target: Path,
+    bar: FileBar,
+    *,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The long delays are for links that broke: offline, the first of them ends it."""
+    monkeypatch.setattr(_download, "_RETRY_DELAYS", (0.01, 0.02, 10_000.0, 10_000.0))
+    monkeypatch.setattr(_download, "_LONGEST_WAIT_SECONDS", 20_000.0)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        nowhere = replace(file, url=f"http://127.0.0.1:{unused.getsockname()[1]}/x")
+
+        with pytest.raises(OfflineError, match="Is there internet here"):
+            download(nowhere, target, bar)
 
 
 def test_a_link_that_is_lost_later_is_not_called_offline(
@@ -611,6 +634,7 @@ def test_an_unending_reply_ends_somewhere(
     hub: StandInHub,
     file: PinnedFile,
     target: Path,
+    *,
     bar: FileBar,
     content: bytes,
     monkeypatch: pytest.MonkeyPatch,
@@ -784,6 +808,7 @@ def test_a_refusal_is_told_at_once(
     hub: StandInHub,
     file: PinnedFile,
     target: Path,
+    *,
     bar: FileBar,
     content: bytes,
     origin: str,
@@ -869,6 +894,7 @@ def test_a_disk_that_fills_up_is_told_of(
     hub: StandInHub,
     file: PinnedFile,
     little_room: Path,
+    *,
     bar: FileBar,
     content: bytes,
     pinned: bool,
@@ -891,6 +917,7 @@ def test_a_part_counts_towards_the_room(
     hub: StandInHub,
     file: PinnedFile,
     little_room: Path,
+    *,
     bar: FileBar,
     content: bytes,
     monkeypatch: pytest.MonkeyPatch,

@@ -49,7 +49,7 @@ def leave(cache: Path, name: str, *, age: float = 0.0, size: int = 100_000) -> P
 
 
 def test_what_the_client_has_fetched_is_found(hub: StandInHub, cache: Path) -> None:
-    """Files of the main branch and of a commit, in folders too; other repositories not."""
+    """Files of the main branch and of a commit, in folders too; of others none."""
     hub.add(REPO, "Q8_0/m-Q8_0.gguf", b"GGUF" * 9)
     hub.add(REPO, "README.md", b"hello", large=False)
     commit = hub.repositories[REPO].commit
@@ -87,7 +87,7 @@ def test_a_reference_that_is_empty_is_nothing(hub: StandInHub, cache: Path) -> N
 
 
 def test_the_models_of_the_cache_are_listed(hub: StandInHub, cache: Path) -> None:
-    """GGUF files with repository, path and bytes, by name; what is broken is left out."""
+    """GGUF files with repository, path and bytes, by name; broken ones are left out."""
     assert cached_models(cache) == []
     hub.add(REPO, "Q8_0/m-Q8_0.gguf", b"GGUF" * 9)
     hub.add(REPO, "m-Q4_K_M.gguf", b"GGUF" * 5)
@@ -153,7 +153,7 @@ def fetching(hub: StandInHub, cache: Path) -> Iterator[subprocess.Popen[bytes]]:
 def test_what_is_being_written_is_left_alone(
     hub: StandInHub, cache: Path, fetching: subprocess.Popen[bytes]
 ) -> None:
-    """While the real client writes a file, nobody takes it away, however old it seems."""
+    """While the real client writes a file nobody takes it, however old it seems."""
     (place,) = cache.glob(f"{FOLDER}/blobs/*.incomplete")
     os.utime(place, (0, 0))
 
@@ -197,6 +197,18 @@ def test_only_orphans_and_old_parts_are_swept(cache: Path) -> None:
         True,
         True,
     ]
+
+
+def test_where_room_is_missing_all_parts_go(cache: Path) -> None:
+    """On a full disk what could be continued goes too, but nothing of others."""
+    digest = "0123456789abcdef" * 4
+    fresh = leave(cache, f"{digest}.incomplete")
+    other = leave(cache, f"{digest}.of.somebody.incomplete", age=9 * DAY)
+    expected = fresh.stat().st_blocks * 512
+
+    assert sweep_incomplete(cache, all_of_them=True) == expected
+
+    assert [fresh.exists(), other.exists()] == [False, True]
 
 
 def test_a_lock_that_nobody_holds_keeps_nothing(cache: Path) -> None:

@@ -17,7 +17,8 @@ path = sys.argv[0]
 if "write" in sys.argv:
     with open(sys.argv[-1], "w") as file:
         file.write(" ".join(sys.argv[1:]) + chr(10))
-        file.writelines(f"{name}={value}{chr(10)}" for name, value in os.environ.items())
+        for name, value in os.environ.items():
+            file.write(f"{name}={value}{chr(10)}")
 elif "talk" in sys.argv:
     print("x" * 5000 + "the end of stdout")
     sys.exit(2)
@@ -66,7 +67,7 @@ def test_pip_sees_no_token(
 
 
 def test_only_the_end_of_what_pip_said_is_told(stand_in: None) -> None:
-    """Where it said nothing on stderr, the end of stdout is told, 1000 letters of it."""
+    """Where nothing is on stderr, the end of stdout is told, 1000 letters of it."""
     with pytest.raises(DownloadError, match="the end of stdout$") as raised:
         run_pip("talk", seconds=120)
 
