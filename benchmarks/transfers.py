@@ -149,7 +149,7 @@ def main() -> None:
     )
     print("\n| prepare() with everything here | ms |\n| --- | --- |")
     print(
-        f"| the first of a process, with all imports but huggingface_hub | {first:.0f} |"
+        f"| first of a process, all imports but huggingface_hub | {first:.0f} |"
     )
     print(f"| the next one | {again:.1f} |")
 

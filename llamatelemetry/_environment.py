@@ -58,10 +58,10 @@ class Platform:
     def internet_advice(self) -> str:
         """What to do where there is no internet."""
         if self.mode == "rerun":
-            return "a scoring rerun has none: attach a capsule as a dataset instead"
+            return "a scoring rerun has no internet: attach a capsule as a dataset"
         if self.name == "kaggle":
             return (
-                "turn it on in the notebook's settings (Internet), or attach a capsule "
+                "turn the internet on in the notebook's settings, or attach a capsule "
                 "as a dataset"
             )
         return "see that this machine has internet, or use a capsule"

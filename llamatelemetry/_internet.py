@@ -66,14 +66,13 @@ class _Probe:
         try:
             # All addresses of the name are tried within the one limit of the waiter.
             with socket.create_connection((host, port), timeout=_MOST_SECONDS):
-                pass
-        except socket.gaierror:
+                found: tuple[bool | None, str] = (True, f"{host} can be reached")
+        except (socket.gaierror, UnicodeError):  # the second: no name at all
             found = (False, f"the name {host} cannot be resolved")
+        except TimeoutError:
+            found = (None, f"no answer from {host} in 2 s")
         except OSError as error:
-            reason = error.strerror or "no answer in 2 s"
-            found = (False, f"no connection to {host}: {reason}")
-        else:
-            found = (True, f"{host} can be reached")
+            found = (False, f"no connection to {host}: {error.strerror or error}")
         self._found = Internet(*found, time.monotonic() - self._began)
         self._done.set()
 

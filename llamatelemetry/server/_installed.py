@@ -7,7 +7,6 @@ record is written before the folder gets its final name, so that there is none w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -117,13 +116,10 @@ def installed_engines(folder: Path | None = None) -> list[InstalledEngine]:
         found = [entry for entry in place.iterdir() if not entry.name.startswith(".")]
     except OSError:
         return []
-    records = [read_record(entry) for entry in found]
-    return sorted(_present(records), key=_age)
-
-
-def _present(records: Iterable[InstalledEngine | None]) -> list[InstalledEngine]:
-    return [record for record in records if record is not None]
+    records = [record for entry in found if (record := read_record(entry)) is not None]
+    return sorted(records, key=_age)
 
 
 def _age(record: InstalledEngine) -> float:
-    return -(record.folder / RECORD_NAME).stat().st_mtime
+    # By its record's time; one that another process removes meanwhile has none.
+    return -state_of(record.folder / RECORD_NAME)[1]

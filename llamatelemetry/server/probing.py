@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 from llamatelemetry.exceptions import EngineNotFoundError
 from llamatelemetry.server import _process
@@ -85,7 +86,14 @@ def _run(engine: Engine, flag: str) -> str:
         return output
     reason = _reason(done.returncode, output)
     tail = output.strip()[-1000:]
-    raise EngineNotFoundError(f"{engine} does not run here: {reason}\n{tail}".rstrip())
+    name = _name(engine)
+    raise EngineNotFoundError(
+        f"{name} does not run here: {reason}\n{engine}\n{tail}".rstrip()
+    )
+
+
+def _name(engine: Engine) -> str:
+    return str(engine) if engine.embedded else Path(engine.command[0]).name
 
 
 def _reason(code: int, output: str) -> str:

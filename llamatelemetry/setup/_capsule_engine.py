@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,8 @@ def _copy(values: dict[str, Any], capsule: Path, target: Path, bar: FileBar) -> 
         name = check_inside(target, file["path"]).relative_to(target / _FOLDER)
         copy = target / name
         copy.parent.mkdir(parents=True, exist_ok=True)
-        with disk_errors(target, file["path"], int(file["bytes"])):
+        size = int(file["bytes"])
+        with disk_errors(target, file["path"], partial(int, size)):
             shutil.copyfile(source, copy)
         verify(copy, file["sha256"], bar, str(source), moves=False)
         copy.chmod(0o755)

@@ -56,7 +56,7 @@ def place_file(source: Path, target: Path, bar: FileBar) -> None:
         os.link(real, target)
     except OSError:  # another file system
         with (
-            disk_errors(target.parent, target.name, size),
+            disk_errors(target.parent, target.name, lambda: size),
             real.open("rb") as reader,
             target.open("wb") as writer,
         ):

@@ -124,7 +124,7 @@ def _place() -> Path:
 def _verdicts() -> dict[str, Any]:
     try:
         known = json.loads(_place().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return known if isinstance(known, dict) else {}
 

@@ -38,14 +38,12 @@ _SPARE_BYTES = 64 * 10**6
 """Kept free beside what is written: caches, logs, the notebook itself."""
 
 _POLL_SECONDS = 0.1
+_OWN = 0o700
 
 
 def existing_parent(folder: Path) -> Path:
     """Return the folder, or the nearest one above it that exists."""
-    for place in (folder, *folder.parents):
-        if place.is_dir():
-            return place
-    return Path("/")
+    return next(place for place in (folder, *folder.parents) if place.is_dir())
 
 
 def free_bytes(folder: Path) -> int:
@@ -104,7 +102,10 @@ def no_space(folder: Path, what: str, *, needed: int, free: int) -> DiskSpaceErr
 
 def _quota_words(folder: Path) -> str:
     output = detect_platform().output
-    if output is not None and folder.absolute().is_relative_to(output):
+    if output is None:
+        return ""
+    place = existing_parent(folder.absolute()).resolve()
+    if place.is_relative_to(output.resolve()):
         quota = format_file_size(KAGGLE_OUTPUT_BYTES)
         return f" of the {quota} that Kaggle keeps as output"
     return ""
@@ -112,14 +113,17 @@ def _quota_words(folder: Path) -> str:
 
 @contextlib.contextmanager
 def disk_errors(
-    folder: Path, what: str, needed: int, full: Callable[[], None] = lambda: None
+    folder: Path,
+    what: str,
+    needed: Callable[[], int],
+    full: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
     """Turn the system's "no space left" into the error that says what to do.
 
     Args:
         folder: Where it is written.
         what: What it is, for the message.
-        needed: Bytes.
+        needed: Tells the bytes, as far as they are known by then.
         full: Called when the disk is full, after the free bytes were counted.
     """
     try:
@@ -131,7 +135,7 @@ def disk_errors(
         full()
     else:
         return
-    raise no_space(folder, what, needed=needed, free=free)
+    raise no_space(folder, what, needed=needed(), free=free)
 
 
 @contextlib.contextmanager
@@ -173,10 +177,14 @@ def write_json(path: Path, value: Any) -> None:
 
 def remove_tree(folder: Path) -> None:
     """Delete a folder with all in it, if it is there; read-only ones in it too."""
-
-    def unlock(function: Callable[[str], object], path: str, _error: object) -> None:
-        with contextlib.suppress(OSError):
-            os.chmod(os.path.dirname(path), 0o700)  # noqa: PTH101, PTH120 -- as rmtree
-            function(path)
-
-    shutil.rmtree(folder, onerror=unlock)
+    if not folder.is_dir():
+        return
+    with contextlib.suppress(OSError):
+        folder.chmod(_OWN)
+    for place, inner, _ in os.walk(folder):
+        for name in inner:
+            below = Path(place, name)
+            if not below.is_symlink():
+                with contextlib.suppress(OSError):
+                    below.chmod(_OWN)
+    shutil.rmtree(folder, ignore_errors=True)

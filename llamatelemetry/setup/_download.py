@@ -43,6 +43,7 @@ _BLOCK_BYTES = 1 << 20
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)")
 _WHOLE, _RANGE, _BEYOND_END = 200, 206, 416
 _REFUSED = {401, 403}
+_MISSING = {404, 410}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +149,11 @@ class _Transfer:
 
     def run(self) -> str:
         """Fetch what is missing, and return the digest of the whole."""
-        folder, size = self._part.parent, self._file.size or self._have
+        folder, name = self._part.parent, self._file.name
         with (
-            disk_errors(folder, self._file.name, size, self._give_room),
+            disk_errors(
+                folder, name, lambda: self._size or self._have, self._give_room
+            ),
             self._part.open("a+b") as output,
         ):
             self._take_in(output)
@@ -224,7 +227,8 @@ class _Transfer:
         if status in PASSING_STATUS:
             wait = headers.get("Retry-After", "")
             seconds = float(wait) if wait.isdecimal() else None
-            return _Trouble(f"the server answers {status}", seconds)
+            later = f" and wants to be asked in {wait} s" if seconds else ""
+            return _Trouble(f"the server answers {status}{later}", seconds)
         if status == _BEYOND_END:
             self._begin_anew(output)
             return _Trouble("the server has fewer bytes than are here already")
@@ -282,7 +286,11 @@ class _Transfer:
         words = f"{self._file.name}: the server answers {status}"
         if status in _REFUSED:
             return DownloadError(f"{words}: it does not give the file to everybody.")
-        return DownloadError(f"{words}: there is no such file any more.")
+        if status in _MISSING:
+            return DownloadError(f"{words}: there is no such file any more.")
+        return DownloadError(
+            f"{words}. See that the address is right; try again later."
+        )
 
     def _given_up(self, trouble: _Trouble) -> DownloadError | OfflineError:
         name, words = self._file.name, printable(trouble.words)
@@ -290,8 +298,8 @@ class _Transfer:
             return OfflineError(f"{name}: {words}. Is there internet here?")
         kept = format_file_size(self._have)
         return DownloadError(
-            f"{name}: {words}, and so it did again and again; {kept} have come and are "
-            "kept. Run it again to continue there."
+            f"{name}: {words}; {kept} have come and are kept. Run it again later to "
+            "continue there."
         )
 
 

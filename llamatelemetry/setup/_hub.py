@@ -311,7 +311,7 @@ def fetch_file(
         bar.check()
         with (
             _settings_of_transfers(),
-            disk_errors(cache, path, size or bar.done, give_room),
+            disk_errors(cache, path, lambda: size or bar.done, give_room),
         ):
             found: str = hf_hub_download(
                 repo,

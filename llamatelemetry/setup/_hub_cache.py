@@ -44,7 +44,7 @@ def cached_snapshot(cache: Path, repo: str, revision: str | None = None) -> list
     with contextlib.suppress(OSError):
         commit = (folder / "refs" / commit).read_text(encoding="utf-8").strip()
     snapshot = folder / "snapshots" / commit
-    if not commit or snapshot.parent != folder / "snapshots":
+    if commit in ("", "..") or snapshot.parent != folder / "snapshots":
         return []
     return sorted(
         str(place.relative_to(snapshot))

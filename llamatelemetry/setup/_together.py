@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from llamatelemetry._deadline import Deadline
 from llamatelemetry._progress import CancelledError
 
 __all__ = ["run_both", "run_together"]
@@ -15,7 +16,7 @@ _First = TypeVar("_First")
 _Second = TypeVar("_Second")
 
 _POLL_SECONDS = 0.1
-_FAREWELL_SECONDS = 5.0
+_FAREWELL_SECONDS = 2.0
 
 
 class _Task(threading.Thread):
@@ -27,6 +28,7 @@ class _Task(threading.Thread):
         super().__init__(name="llamatelemetry-download", daemon=True)
         self._call = call
         self._called_off = called_off
+        self.ended = threading.Event()
         self.answer: object = None
         self.error: BaseException | None = None
 
@@ -36,6 +38,10 @@ class _Task(threading.Thread):
         except BaseException as error:  # noqa: BLE001 -- raised again by who waits
             self.error = error
             self._called_off.set()
+        finally:
+            # Not is_alive(): before Python 3.13 an interrupted join() may take a thread
+            # that runs for one that has ended, see bpo-45274.
+            self.ended.set()
 
 
 def run_together(
@@ -54,19 +60,20 @@ def run_together(
     """
     event = threading.Event()
     tasks = [_Task(call, event) for call in calls]
-    for task in tasks:
-        task.start()
     try:
         for task in tasks:
-            while task.is_alive():
-                task.join(_POLL_SECONDS)
+            task.start()
+        for task in tasks:
+            while not task.ended.wait(_POLL_SECONDS):
                 if called_off is not None and called_off.is_set():
                     event.set()
     except BaseException:
         event.set()
+        deadline = Deadline.after(_FAREWELL_SECONDS)
         for task in tasks:
             # One that waits for a byte ends with its time limit, and writes no more.
-            task.join(_FAREWELL_SECONDS / len(tasks))
+            if task.ident is not None:
+                task.ended.wait(deadline.remaining)
         raise
     errors = [task.error for task in tasks if task.error is not None]
     # Those that were called off say nothing of why.

@@ -185,7 +185,7 @@ def test_a_full_disk_says_what_to_do(little_room: Path) -> None:
 
     with (
         pytest.raises(DiskSpaceError, match="needs 5.0 MB") as raised,
-        disk_errors(little_room, "m.gguf", 5 * MB, full),
+        disk_errors(little_room, "m.gguf", lambda: 5 * MB, full),
     ):
         (little_room / "more").write_bytes(bytes(MB))
 
@@ -200,7 +200,7 @@ def test_the_device_that_is_always_full(tmp_path: Path) -> None:
     """Without anything to delete, the error is the same."""
     with (
         pytest.raises(DiskSpaceError) as raised,
-        disk_errors(tmp_path, "m.gguf", 7),
+        disk_errors(tmp_path, "m.gguf", lambda: 7),
     ):
         Path("/dev/full").write_bytes(b"x")
 
@@ -213,9 +213,12 @@ def test_other_errors_are_left_as_they_are(tmp_path: Path) -> None:
     def full() -> None:
         raise AssertionError("deleted")
 
-    with pytest.raises(FileNotFoundError), disk_errors(tmp_path, "m.gguf", 1, full):
+    with (
+        pytest.raises(FileNotFoundError),
+        disk_errors(tmp_path, "m.gguf", lambda: 1, full),
+    ):
         (tmp_path / "no" / "file").write_bytes(b"")
-    with disk_errors(tmp_path, "m.gguf", 1, full):
+    with disk_errors(tmp_path, "m.gguf", lambda: 1, full):
         (tmp_path / "file").write_bytes(b"")
 
 
