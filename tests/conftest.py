@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -57,6 +57,22 @@ def pytest_collection_modifyitems(
     if without_card:
         config.hook.pytest_deselected(items=without_card)
         items[:] = [item for item in items if item not in without_card]
+
+
+SECRETS = ("hf_secret_of_the_stand_in", "hf_never_to_be_seen_anywhere_0123456789")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let no test pass whose output or logs hold a token of the tests."""
+    report = yield
+    for title, text in report.sections:
+        if report.passed and any(secret in text for secret in SECRETS):
+            report.outcome = "failed"
+            report.longrepr = f"{item.nodeid}: a token stands in its {title}"
+    return report
 
 
 def missing_part(what: str, remedy: str) -> None:

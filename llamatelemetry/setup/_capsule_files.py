@@ -168,6 +168,6 @@ def _capsules_below(folder: Path, depth: int) -> Iterator[Path]:
 
 def _holds(folder: Path, model: str) -> bool:
     try:
-        return bool(read_lock(folder)["model"]["name"] == model)
+        return str(read_lock(folder)["model"]["name"]).lower() == model.lower()
     except ConfigurationError:
         return False

@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from llamatelemetry._environment import Token
+from llamatelemetry._internet import offline_variable
 from llamatelemetry._progress import FileBar
-from llamatelemetry.exceptions import EngineNotFoundError
+from llamatelemetry.exceptions import EngineNotFoundError, OfflineError
 from llamatelemetry.server._installed import (
     RECORD_NAME,
     InstalledEngine,
@@ -51,6 +52,12 @@ def install(
         EngineNotFoundError: The program cannot run here.
         SetupError: It cannot be fetched.
     """
+    forbidden = offline_variable()
+    if forbidden is not None:
+        raise OfflineError(
+            f"{entry.id}: {forbidden} is set, so nothing is fetched. Unset it, or name "
+            "an engine on this machine."
+        )
 
     def fill(staging: Path, archive: Path) -> None:
         _fetch_unpacked(entry, staging, archive, bar, find_token)

@@ -208,7 +208,7 @@ class _Preparation:
             plan_model,
         )
 
-        items, problem = plan_model(self.model, self.cache)
+        items, problem = plan_model(self.model, self.cache, self.find_token)
         if self.engine is None:
             engine = plan_engine(self._request(threading.Event()).choose())
         else:

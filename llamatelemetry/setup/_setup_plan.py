@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llamatelemetry._environment import Token
 from llamatelemetry._units import format_file_size
 from llamatelemetry.exceptions import LLCudaError
 from llamatelemetry.gguf.memory import MemoryPlan, plan_memory
@@ -16,7 +17,6 @@ from llamatelemetry.setup._capsule_files import check_inside, read_lock
 from llamatelemetry.setup._choose import EngineChoice
 from llamatelemetry.setup._disk import free_bytes
 from llamatelemetry.setup._fetch import LocalModel, ask_hub
-from llamatelemetry.setup._hub import hub_token
 from llamatelemetry.setup._names import HubReference
 from llamatelemetry.setup._search import ModelSearch, cache_for, look_for
 from llamatelemetry.setup._wanted import WantedModel
@@ -134,9 +134,17 @@ def plan_engine(choice: EngineChoice) -> PlannedItem:
 
 
 def plan_model(
-    model: LocalModel | WantedModel, cache: Path | None
+    model: LocalModel | WantedModel,
+    cache: Path | None,
+    find_token: Callable[[], Token | None],
 ) -> tuple[list[PlannedItem], str]:
-    """Return what a model comes to, and what stands in the way ("" for nothing)."""
+    """Return what a model comes to, and what stands in the way ("" for nothing).
+
+    Args:
+        model: The model.
+        cache: The cache folder that the user names.
+        find_token: Finds the token; called only if the Hub has to be asked.
+    """
     if isinstance(model, LocalModel):
         paths = model.files
         return [
@@ -145,7 +153,7 @@ def plan_model(
     search, problem = look_for(model, cache), ""
     if not search.complete:
         try:
-            search = look_for(ask_hub(model, hub_token()), cache)
+            search = look_for(ask_hub(model, find_token()), cache)
         except LLCudaError as error:
             problem = str(error)
     return _items_of(search, cache), problem

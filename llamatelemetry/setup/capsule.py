@@ -170,7 +170,7 @@ def open_capsule(
     place = Path(folder).expanduser().absolute()
     lock = read_lock(place)
     name = str(lock["model"]["name"])
-    if model not in (None, name):
+    if model is not None and model.lower() != name.lower():
         raise ConfigurationError(f"the capsule {place} holds {name}, not {model}")
     paths = []
     for entry in lock["model"]["files"]:

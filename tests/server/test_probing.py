@@ -50,7 +50,7 @@ def reason(engine: Engine) -> str:
     with pytest.raises(EngineNotFoundError) as raised:
         probe_engine(engine)
     assert engine.command[0] in str(raised.value)
-    return str(raised.value).replace(f"\n{engine}", "")
+    return str(raised.value).replace(f"\n{engine}", "", 1)
 
 
 @pytest.mark.parametrize(

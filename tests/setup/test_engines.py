@@ -472,6 +472,24 @@ def test_no_connection_is_told_for_every_engine(
     assert "ensure_engine('embedded')" in str(raised.value)
 
 
+def test_offline_by_choice_nothing_is_fetched(
+    hub: StandInHub,
+    two_t4s: StandInDriver,
+    manifest_of: Manifest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """HF_HUB_OFFLINE counts for engines too; what is installed is used all the same."""
+    manifest_of(on_hub(hub, bundle()))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(OfflineError, match="HF_HUB_OFFLINE is set"):
+        ensure_engine(progress=False)
+    assert hub.requests == []
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    engine = ensure_engine(progress=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert ensure_engine(progress=False) == engine
+
+
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
