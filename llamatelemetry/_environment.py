@@ -67,6 +67,17 @@ class Platform:
         return "see that this machine has internet, or use a capsule"
 
     @property
+    def token_advice(self) -> str:
+        """Where to put a token of the Hub."""
+        if self.name == "kaggle":
+            return (
+                "as the secret HF_TOKEN (Add-ons > Secrets), attached to this notebook"
+            )
+        if self.name == "colab":
+            return "as the secret HF_TOKEN, with access for this notebook"
+        return "as HF_TOKEN, or with: hf auth login"
+
+    @property
     def accelerator_advice(self) -> str:
         """What to do where there is no card."""
         if self.name == "kaggle":

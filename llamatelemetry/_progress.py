@@ -51,9 +51,11 @@ class FileBar:
     ) -> None:
         self._name = name
         self._cancelled = cancelled or threading.Event()
+        self._total = total
+        self._shown = shown and not _turned_off()
+        self._bar: Any = None  # made when there is something to show
         self.done = 0
         self.farthest = 0
-        self._bar = _make_bar(name, total) if shown and not _turned_off() else None
 
     def __enter__(self) -> Self:
         return self
@@ -66,6 +68,8 @@ class FileBar:
     ) -> None:
         if self._bar is not None:
             with _lock:
+                if kind is None:
+                    self._bar.set_description_str(self._name, refresh=False)
                 self._bar.close()
 
     def check(self) -> None:
@@ -78,8 +82,9 @@ class FileBar:
         self.check()
         self.done += count
         self.farthest = max(self.farthest, self.done)
-        if self._bar is not None:
+        if self._shown and count:
             with _lock:
+                self._show()
                 if count < 0:
                     self._bar.n = max(0, self._bar.n + count)
                     self._bar.refresh()
@@ -92,8 +97,10 @@ class FileBar:
 
     def learn_total(self, total: int) -> None:
         """Show the total, which was not known before."""
-        if self._bar is not None and self._bar.total is None:
-            self._bar.total = total
+        if self._total is None:
+            self._total = total
+            if self._bar is not None:
+                self._bar.total = total
 
     def reporting_class(self) -> type[Any]:
         """Return a class of invisible tqdm bars that move this bar instead.
@@ -123,6 +130,10 @@ class FileBar:
             with _lock:
                 self._bar.set_description_str(f"{self._name} {words}".strip())
 
+    def _show(self) -> None:
+        if self._bar is None:
+            self._bar = _make_bar(self._name, self._total)
+
 
 def _turned_off() -> bool:
     return any(os.environ.get(name, "").upper() in _TRUE for name in _OFF_VARIABLES)
@@ -134,7 +145,4 @@ def _make_bar(name: str, total: int | None) -> Any:
         warnings.simplefilter("ignore")
         from tqdm.auto import tqdm  # noqa: PLC0415 -- slow, and not always needed
 
-        with _lock:
-            return tqdm(
-                desc=name, total=total, unit="B", unit_scale=True, mininterval=0.2
-            )
+        return tqdm(desc=name, total=total, unit="B", unit_scale=True, mininterval=0.2)

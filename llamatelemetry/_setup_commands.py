@@ -1,13 +1,19 @@
-"""The commands ``llamatelemetry setup``, ``doctor`` and ``pack``."""
+"""The commands ``llamatelemetry setup``, ``models``, ``doctor`` and ``pack``."""
 
 from __future__ import annotations
 
 import argparse
+import re
+import warnings
 from typing import Any
 
+from llamatelemetry._units import format_file_size
 from llamatelemetry.diagnosis import doctor
 from llamatelemetry.setup._prepare import prepare
 from llamatelemetry.setup.capsule import pack
+from llamatelemetry.setup.catalog import catalog
+from llamatelemetry.setup.engines import EMBEDDED_NOTE
+from llamatelemetry.setup.recommend import TASKS
 
 __all__ = ["describe_setup_commands"]
 
@@ -30,6 +36,13 @@ def describe_setup_commands(commands: Any) -> None:
             epilog="Example: llamatelemetry setup qwen3-4b --dry-run",
         )
     )
+    parser = commands.add_parser(
+        "models",
+        help="the models of the catalog",
+        description="List the models that can be named where a model is wanted.",
+    )
+    parser.add_argument("--task", choices=TASKS, help="only those that are good for it")
+    parser.set_defaults(run=_models)
     parser = commands.add_parser(
         "doctor",
         help="what is here, what is missing, what to do",
@@ -82,8 +95,27 @@ def _setup(options: argparse.Namespace) -> int:
     if options.dry_run:
         plan = prepare(options.model, options.engine, dry_run=True, **arguments)
         print(plan)
-        return 0 if plan.fits_disk else _FAILURE
-    print(prepare(options.model, options.engine, **arguments))
+        return 0 if plan.ok else _FAILURE
+    with warnings.catch_warnings():
+        # It stands in what is printed.
+        warnings.filterwarnings("ignore", message=re.escape(EMBEDDED_NOTE))
+        prepared = prepare(options.model, options.engine, **arguments)
+    print(prepared)
+    name = options.model or prepared.model.name
+    engine = f" --engine {options.engine}" if options.engine else ""
+    print(f"next    llamatelemetry chat {name}{engine}")
+    return 0
+
+
+def _models(options: argparse.Namespace) -> int:
+    print(f"{'name':30}{'quantization':14}{'size':>9}  {'fits':8}tasks")
+    for entry in catalog():
+        fits = "T4" if "t4" in entry.fits else "2 x T4" if entry.fits else ""
+        if options.task in (None, *entry.tasks):
+            size = format_file_size(entry.total_bytes)
+            kind = entry.quantization or ""
+            tasks = ", ".join(entry.tasks)
+            print(f"{entry.id:30}{kind:14}{size:>9}  {fits:8}{tasks}")
     return 0
 
 

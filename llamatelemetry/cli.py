@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -29,16 +30,20 @@ from llamatelemetry.exceptions import (
     EngineNotFoundError,
     LLCudaError,
     ModelError,
+    SetupWarning,
 )
 from llamatelemetry.server.config import ServerConfig
-from llamatelemetry.server.engine import find_engine
+from llamatelemetry.server.engine import EngineLike, find_engine
 from llamatelemetry.server.events import Notice
 from llamatelemetry.server.manager import ServerManager
 from llamatelemetry.server.parsing import parse_arguments
-from llamatelemetry.setup.models import ensure_model
+from llamatelemetry.setup._prepare import prepare
 
 _USAGE_ERROR = 2
 _FAILURE = 1
+_INTERRUPTED = 130  # as shells say of Ctrl-C
+# Commands that have not done their work when Ctrl-C ends them.
+_UNFINISHED = {"setup", "pack", "demo"}
 
 
 _MODEL_HELP = "a GGUF file, a name of the catalog, owner/repo:file.gguf, or 'demo'"
@@ -58,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"see llamatelemetry {options.command} --help"
         )
     try:
-        return _run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return _run(options)
     except OSError as error:  # the output cannot be written: `| head`, a full disk
         sys.stdout = _nowhere()
         if isinstance(error, BrokenPipeError):
@@ -76,8 +83,18 @@ def _run(options: argparse.Namespace) -> int:
     except LLCudaError as error:
         return _complain(str(error), _FAILURE)
     except KeyboardInterrupt:
+        if options.command in _UNFINISHED:
+            return _complain("interrupted; what is complete is kept", _INTERRUPTED)
         return 0
     return code
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], *_place: object, **_more: object
+) -> None:
+    """Show a warning as a line for people; a line of Python says nothing to them."""
+    kind = "note" if issubclass(category, SetupWarning) else category.__name__
+    _complain(f"{kind}: {message}")
 
 
 def _nowhere() -> TextIO:
@@ -176,6 +193,7 @@ def _describe_chat(parser: argparse.ArgumentParser) -> None:
     target.add_argument("--url", help="a server that runs already")
     parser.add_argument("--system", metavar="TEXT", help="a system message")
     parser.add_argument(
+        "-ngl",
         "--gpu-layers",
         type=int,
         default=99,
@@ -183,7 +201,10 @@ def _describe_chat(parser: argparse.ArgumentParser) -> None:
         help="layers on the GPU; all of them unless said",
     )
     parser.add_argument(
+        "-c",
+        "--ctx-size",
         "--context-size",
+        dest="context_size",
         type=int,
         metavar="TOKENS",
         help="4096 unless said; 512 for the demo model",
@@ -198,13 +219,17 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _model_path(name: str) -> str:
-    """Return the path of a model; one that the catalog or the Hub has is fetched."""
+def _model_and_engine(name: str, engine: str | None) -> tuple[str, EngineLike | None]:
+    """Return the path of a model, and the engine for it.
+
+    A model that the catalog or the Hub has is fetched, and an engine with it.
+    """
     if name == "demo":
-        return str(DEMO_MODEL)
+        return str(DEMO_MODEL), engine
     if Path(name).exists() or (name.lower().endswith(".gguf") and ":" not in name):
-        return name
-    return str(ensure_model(name))
+        return name, engine
+    prepared = prepare(name, engine)
+    return str(prepared.model), prepared.engine
 
 
 # ── demo ─────────────────────────────────────────────────────────────────────────
@@ -250,7 +275,8 @@ def _serve(options: argparse.Namespace) -> int:
         place = rest.index("--engine")
         options.engine = rest[place + 1]
         del rest[place : place + 2]
-    words = ["--model", _model_path(options.model), "--port", "0"]
+    model, engine = _model_and_engine(options.model, options.engine)
+    words = ["--model", model, "--port", "0", "--gpu-layers", "99"]
     if options.model == "demo":
         words += ["--ctx-size", str(DEMO_CONTEXT_SIZE), "--threads", str(DEMO_THREADS)]
     if not set(rest) & {"-lv", "--verbosity", "-v", "--verbose", "--log-verbosity"}:
@@ -264,7 +290,7 @@ def _serve(options: argparse.Namespace) -> int:
     if key:
         config = config.replace(api_key=key)
     before = signal.signal(signal.SIGTERM, _interrupt)
-    server = ServerManager(engine=options.engine)
+    server = ServerManager(engine=engine)
     try:
         server.start_with_config(config)
         for event in server.events:
@@ -301,8 +327,9 @@ def _chat(options: argparse.Namespace) -> int:
         ) as client:
             client.health()
             return _talk(Conversation(client, options.system))
+    model, engine = _model_and_engine(options.model or "demo", options.engine)
     config = ServerConfig(
-        _model_path(options.model or "demo"),
+        model,
         port=0,
         n_gpu_layers=options.gpu_layers,
         context_size=4096,
@@ -313,7 +340,7 @@ def _chat(options: argparse.Namespace) -> int:
         config = config.replace(context_size=options.context_size)
     print(f"loading {config.model_alias} ...", file=sys.stderr, flush=True)
     with (
-        ServerManager(config, engine=options.engine) as server,
+        ServerManager(config, engine=engine) as server,
         LlamaCppClient(server.get_url()) as client,
     ):
         return _talk(Conversation(client, options.system))

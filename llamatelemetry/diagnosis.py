@@ -24,11 +24,12 @@ from llamatelemetry.server.engine import (
 )
 from llamatelemetry.server.probing import probe_engine
 from llamatelemetry.server.strays import find_strays
-from llamatelemetry.setup._capsule_files import find_capsule
+from llamatelemetry.setup._capsule_files import attached_capsules
 from llamatelemetry.setup._disk import free_bytes
 from llamatelemetry.setup._hub import default_cache, hub_token
 from llamatelemetry.setup._hub_cache import cached_models
 from llamatelemetry.setup._machine import Machine, measure_machine
+from llamatelemetry.setup._search import attached_models
 
 __all__ = ["Check", "Diagnosis", "doctor"]
 
@@ -181,15 +182,17 @@ def _found_engines() -> list[tuple[str, Engine]]:
 
 def _models(internet: Internet) -> Check:
     models = cached_models(default_cache())
-    capsule = find_capsule()
+    models += [(str(path), path.stat().st_size) for path in attached_models()]
     lines = [
         f"{name}, {format_file_size(size)}" for name, size in models[:_MOST_MODELS]
     ]
     if len(models) > _MOST_MODELS:
         total = format_file_size(sum(size for _, size in models))
         lines.append(f"... {len(models)} in all, {total}")
-    if capsule is not None:
-        lines.append(f"the capsule {capsule}")
+    lines += [
+        f"the capsule {folder}: {lock['model']['name']}"
+        for folder, lock in attached_capsules()
+    ]
     if lines:
         return Check("models", "\n".join(lines))
     if internet.available is False:

@@ -18,7 +18,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_bar_shows_name_bytes_and_total(capsys: pytest.CaptureFixture[str]) -> None:
-    """At the end stand the file's name, its bytes and what is being done with it."""
+    """What is being done is shown; at the end stand the file's name and its bytes."""
     with FileBar("m-Q4_K_M.gguf", 2_000_000) as bar:
         bar.advance(1_500_000)
         bar.advance(500_000)
@@ -27,7 +27,8 @@ def test_a_bar_shows_name_bytes_and_total(capsys: pytest.CaptureFixture[str]) ->
     shown = capsys.readouterr()
     assert shown.out == ""
     last = shown.err.strip().split("\r")[-1]
-    assert last.startswith("m-Q4_K_M.gguf verifying: 100%")
+    assert "m-Q4_K_M.gguf verifying: 100%" in shown.err
+    assert last.startswith("m-Q4_K_M.gguf: 100%")
     assert "2.00M/2.00M" in last
     assert bar.done == bar.farthest == 2_000_000
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,6 @@ from nvml_tools import StandInDriver
 from stand_in_hub import StandInHub
 
 from llamatelemetry.cli import main
-from llamatelemetry.exceptions import SetupWarning
 
 NAME = "owner/Demo-GGUF:demo-Q8_0.gguf"
 
@@ -27,12 +30,12 @@ def test_setup_fetches_and_says_where(
     shop: StandInHub, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Engine and model are printed; the second time nothing is asked."""
-    with pytest.warns(SetupWarning, match="on the CPU"):
-        assert main(["setup", NAME, "--quiet"]) == 0
+    assert main(["setup", NAME, "--quiet"]) == 0
     said = capsys.readouterr()
     assert "demo-Q8_0.gguf" in said.out
-    assert "embedded engine" in said.out
-    assert "%" not in said.err
+    assert "on the CPU, with the embedded engine: there is no NVIDIA card" in said.out
+    assert f"next    llamatelemetry chat {NAME}" in said.out
+    assert said.err == ""
     shop.requests.clear()
 
     assert main(["setup", NAME, "--engine", "embedded", "--quiet"]) == 0
@@ -115,6 +118,63 @@ def manifest_for_t4(
     )
     monkeypatch.setenv("LLAMATELEMETRY_ENGINES", str(path))
     return path
+
+
+def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each model of the catalog has a line with size and task; a task narrows them."""
+    assert main(["models"]) == 0
+    all_of_them = capsys.readouterr().out
+    assert main(["models", "--task", "coder"]) == 0
+    some = capsys.readouterr().out
+
+    assert "qwen3-4b" in all_of_them
+    assert "2.5 GB" in all_of_them
+    assert "qwen3-4b" not in some
+    assert 2 <= some.count("coder") < all_of_them.count("\n")
+
+
+@pytest.mark.filterwarnings("default::llamatelemetry.exceptions.SetupWarning")
+def test_a_note_is_a_line_for_people(
+    hub: StandInHub,
+    driver: StandInDriver,
+    demo_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What Python would show as a warning with a line of code is a plain note."""
+    hub.add("owner/Demo-GGUF", "demo-Q8_0.gguf", demo_model.read_bytes())
+    driver.unplug()
+    monkeypatch.setattr("builtins.input", _end_of_input)
+
+    assert main(["chat", NAME, "-c", "512"]) == 0
+
+    said = capsys.readouterr().err
+    assert "llamatelemetry: note: on the CPU, with the embedded engine" in said
+    assert "SetupWarning" not in said
+
+
+def _end_of_input(_prompt: str = "") -> str:
+    raise EOFError
+
+
+def test_ctrl_c_in_the_middle_is_no_success(shop: StandInHub, tmp_path: Path) -> None:
+    """`setup X && next` does not go on after Ctrl-C: the exit code is 130."""
+    shop.fail_next("cdn", "stall", after=1 << 20)
+    with subprocess.Popen(
+        [sys.executable, "-m", "llamatelemetry", "setup", NAME, "--engine", "embedded"],
+        env={**os.environ, "HF_ENDPOINT": shop.url, "HF_HOME": str(tmp_path / "home")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while not (shop.seen("cdn") and shop.seen("cdn")[0].sent >= 1 << 20):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert "llamatelemetry: interrupted; what is complete is kept" in said
+    assert "Traceback" not in said
 
 
 def test_chat_takes_a_name_of_the_hub(

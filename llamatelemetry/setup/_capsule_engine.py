@@ -31,6 +31,7 @@ from llamatelemetry.setup._install import fetch_unpacked, install_copy
 from llamatelemetry.setup._machine import Machine, measure_machine, why_not
 from llamatelemetry.setup._manifest import EngineEntry, manifest
 from llamatelemetry.setup._sources import entry_of_folder, entry_of_source
+from llamatelemetry.setup.engines import EMBEDDED_NOTE
 
 __all__ = ["engine_entry", "open_engine", "pack_engine"]
 
@@ -155,7 +156,8 @@ def open_engine(values: dict[str, Any], capsule: Path, *, shown: bool) -> Engine
             problem = machine.problem
         if problem is not None:
             return _embedded(capsule, f"{entry.id} of the capsule: {problem}")
-        with FileBar(entry.id, None, shown=shown) as bar:
+        size = sum(int(file["bytes"]) for file in values["files"])
+        with FileBar(entry.id, size, shown=shown) as bar:
             record = install_copy(
                 entry, bar, lambda target: _copy(values, capsule, target, bar)
             )
@@ -185,7 +187,7 @@ def _copy(values: dict[str, Any], capsule: Path, target: Path, bar: FileBar) -> 
         size = int(file["bytes"])
         with disk_errors(target, file["path"], partial(int, size)):
             shutil.copyfile(source, copy)
-        verify(copy, file["sha256"], bar, str(source), moves=False)
+        verify(copy, file["sha256"], bar, str(source))
         copy.chmod(0o755)
     for name, goal in values["links"].items():
         link = check_inside(target, name)
@@ -203,5 +205,5 @@ def _embedded(capsule: Path, reason: str) -> Engine:
             f"pip install --no-index --find-links {capsule / 'wheels'} "
             '"llamatelemetry[cpu]"'
         )
-    note = f"the embedded engine is used, on the CPU; {reason}" if reason else ""
+    note = f"{EMBEDDED_NOTE}: {reason}" if reason else ""
     return replace(engine, note=note)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -15,12 +16,16 @@ from llamatelemetry._progress import FileBar
 from llamatelemetry.exceptions import ConfigurationError
 from llamatelemetry.setup._checksums import sha256_of
 from llamatelemetry.setup._disk import disk_errors, write_json
+from llamatelemetry.setup._names import USUAL_QUANTIZATION, quantization_label
+from llamatelemetry.setup._wanted import read_wanted
 
 __all__ = [
     "LOCK_NAME",
+    "attached_capsules",
     "check_inside",
     "described",
     "find_capsule",
+    "holds",
     "place_file",
     "read_lock",
     "write_metadata",
@@ -140,18 +145,33 @@ def write_metadata(folder: Path, title: str) -> None:
 
 
 def find_capsule(model: str | None = None) -> Path | None:
-    """Return an attached capsule, or None.
+    """Return the attached capsule that holds a model, or None.
 
     Args:
-        model: The model it must hold; None for any, if there is only one capsule.
+        model: The model; None for any.
+
+    Raises:
+        ConfigurationError: Several do.
     """
+    found = [folder for folder, lock in attached_capsules() if holds(lock, model)]
+    if len(found) > 1:
+        listed = ", ".join(map(str, found))
+        raise ConfigurationError(
+            f"several attached capsules will do: {listed}. Name one: capsule='…'"
+        )
+    return found[0] if found else None
+
+
+def attached_capsules() -> list[tuple[Path, dict[str, Any]]]:
+    """Return the attached capsules with what their locks say."""
     place = detect_platform().input
     if place is None or not place.is_dir():
-        return None
-    found = list(_capsules_below(place, _DEEPEST))
-    if model is not None:
-        found = [folder for folder in found if _holds(folder, model)]
-    return found[0] if len(found) == 1 else None
+        return []
+    found = []
+    for folder in _capsules_below(place, _DEEPEST):
+        with contextlib.suppress(ConfigurationError):
+            found.append((folder, read_lock(folder)))
+    return found
 
 
 def _capsules_below(folder: Path, depth: int) -> Iterator[Path]:
@@ -160,14 +180,32 @@ def _capsules_below(folder: Path, depth: int) -> Iterator[Path]:
         yield folder
         return
     if depth:
-        with os.scandir(folder) as entries:
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
             inner = sorted(entry.path for entry in entries if entry.is_dir())
-        for path in inner:
-            yield from _capsules_below(Path(path), depth - 1)
+            for path in inner:
+                yield from _capsules_below(Path(path), depth - 1)
 
 
-def _holds(folder: Path, model: str) -> bool:
+def holds(lock: dict[str, Any], model: str | None) -> bool:
+    """Whether a capsule holds the model that a name asks for.
+
+    Args:
+        lock: The capsule's lock.
+        model: The name it was packed by, or another one for the same file.
+    """
+    told = lock["model"]
+    if model is None or model.lower() == str(told["name"]).lower():
+        return True
+    first = Path(told["files"][0]["path"]).name
+    if model == first:
+        return True
     try:
-        return str(read_lock(folder)["model"]["name"]).lower() == model.lower()
+        wanted = read_wanted(model)
     except ConfigurationError:
         return False
+    if wanted.repo != told.get("repo"):
+        return False
+    if wanted.files:
+        return any(Path(file.path).name == first for file in wanted.files)
+    label = wanted.reference.path or USUAL_QUANTIZATION
+    return quantization_label(first) == label.upper()

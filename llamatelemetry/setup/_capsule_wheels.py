@@ -15,7 +15,7 @@ from llamatelemetry.exceptions import ConfigurationError, SetupError
 from llamatelemetry.setup._capsule_files import described
 from llamatelemetry.setup._pip import run_pip
 
-__all__ = ["pack_wheels"]
+__all__ = ["check_wheels", "pack_wheels"]
 
 USUAL_WHEELS = ("xllamacpp", "zstandard", "nh3", "markdown-it-py", "mdurl")
 """What this package needs and Kaggle's image of 2026 is not known to have. xllamacpp is
@@ -25,6 +25,18 @@ _PLATFORMS = ("manylinux_2_35_x86_64", "manylinux_2_28_x86_64", "manylinux2014_x
 _DOWNLOAD_SECONDS = 900.0
 _BUILD_SECONDS = 300.0
 _OWN_NAME = "llamatelemetry"
+
+
+def check_wheels(wheels: Sequence[str | os.PathLike[str]] | None) -> None:
+    """Refuse a wheel that is not there, before anything is fetched.
+
+    Raises:
+        ConfigurationError: There is no such file.
+    """
+    for wheel in wheels or ():
+        text = os.fspath(wheel)
+        if text.endswith(".whl") and not Path(text).is_file():
+            raise ConfigurationError(f"there is no wheel {text!r}")
 
 
 def pack_wheels(
@@ -38,7 +50,6 @@ def pack_wheels(
         python_version: The notebook's Python: "3.12".
 
     Raises:
-        ConfigurationError: A file is no wheel.
         SetupError: pip cannot get one.
     """
     folder = building / "wheels"
@@ -49,12 +60,10 @@ def pack_wheels(
         requirements += USUAL_WHEELS
     for wheel in wheels or ():
         text = os.fspath(wheel)
-        if not text.endswith(".whl"):
-            requirements.append(text)
-        elif Path(text).is_file():
+        if text.endswith(".whl"):
             shutil.copyfile(text, folder / Path(text).name)
         else:
-            raise ConfigurationError(f"there is no wheel {text!r}")
+            requirements.append(text)
     if requirements:
         platforms = [f"--platform={name}" for name in _PLATFORMS]
         run_pip(

@@ -42,7 +42,9 @@ class EngineChoice:
     @property
     def reasons(self) -> str:
         """Why the others were passed over, in words."""
-        return "; ".join(f"{name}: {reason}" for name, reason in self.rejected)
+        return "; ".join(
+            f"{name}: {reason}" if name else reason for name, reason in self.rejected
+        )
 
 
 def choose(machine: Machine, min_build: int | None, sha256: str | None) -> EngineChoice:
@@ -69,7 +71,7 @@ def choose(machine: Machine, min_build: int | None, sha256: str | None) -> Engin
             return EngineChoice(_noted(found, "it is on PATH"), (), ())
         rejected.append((str(found), problem))
     if not machine.gpus:
-        rejected.append(("engines with CUDA", machine.problem))
+        rejected.append(("", machine.problem))
         return EngineChoice(None, (), tuple(rejected))
     candidates = []
     for entry in manifest().engines:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from llamatelemetry._environment import Token
 from llamatelemetry._progress import FileBar
+from llamatelemetry._units import format_file_size
 from llamatelemetry.exceptions import ChecksumError, ModelError, OfflineError
 from llamatelemetry.setup._checksums import (
     is_digest,
@@ -29,7 +30,7 @@ from llamatelemetry.setup._wanted import WantedModel, with_files
 __all__ = ["LocalModel", "ModelFetch", "ask_hub", "verify"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class LocalModel(os.PathLike[str]):
     """A model on this machine; stands for its path wherever one is taken.
 
@@ -44,16 +45,23 @@ class LocalModel(os.PathLike[str]):
 
     path: Path
     name: str
-    files: tuple[Path, ...] = field(repr=False)
+    files: tuple[Path, ...]
     size: int
-    sha256: str | None = field(default=None, repr=False)
-    projector: Path | None = field(default=None)
+    sha256: str | None = None
+    projector: Path | None = None
 
     def __fspath__(self) -> str:
         return str(self.path)
 
     def __str__(self) -> str:
         return str(self.path)
+
+    def __repr__(self) -> str:
+        parts = f", {len(self.files)} files" if len(self.files) > 1 else ""
+        return (
+            f"<LocalModel {self.name}: {self.path.name}{parts}, "
+            f"{format_file_size(self.size)}>"
+        )
 
 
 @dataclass(frozen=True, slots=True)

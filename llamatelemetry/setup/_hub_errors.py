@@ -116,9 +116,9 @@ def _refusal(
         )
     if code == "GatedRepo" or status == _FORBIDDEN:
         return GatedModelError(
-            f"{repo}: the model is gated. Visit {page}, log in and accept its licence, "
-            "then set HF_TOKEN to a token of that account "
-            "(https://huggingface.co/settings/tokens)."
+            f"{repo}: the model is gated. Visit {page}, log in and accept its licence; "
+            "then set a token of that account (https://huggingface.co/settings/tokens) "
+            f"{detect_platform().token_advice}."
         )
     if status in (_UNAUTHORIZED, _NOT_FOUND):
         return ModelError(

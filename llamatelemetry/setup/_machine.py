@@ -53,7 +53,7 @@ def measure_machine() -> Machine:
     if not gpus:
         reason = driver.problem or "CUDA_VISIBLE_DEVICES hides them"
         problem = (
-            f"no NVIDIA card is to be seen ({reason.rstrip('.')}): "
+            f"there is no NVIDIA card ({reason.rstrip('.')}): "
             f"{detect_platform().accelerator_advice}"
         )
     return Machine(

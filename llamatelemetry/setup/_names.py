@@ -225,6 +225,9 @@ def choose_model(repo: str, models: Sequence[ModelFile], wanted: str | None) -> 
             )
     if wanted is None and len(models) == 1:
         return models[0].paths[0]
+    for model in models:  # ".gguf" was left out
+        if wanted and f"{wanted}.gguf".lower() == model.paths[0].lower():
+            return model.paths[0]
     known = shown_names([model.label or model.paths[0] for model in models])
     missing = f"no file is {label}" if wanted else "it is not said which one"
     raise ModelError(f"{repo}: {missing}; the repository has {known}.")

@@ -8,22 +8,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from llamatelemetry._environment import Platform, Token, detect_platform
+from llamatelemetry._units import format_file_size
 from llamatelemetry.gpu.inventory import GPUInfo, detect_gpus
 from llamatelemetry.server.engine import Engine, EngineLike
 from llamatelemetry.setup._capsule_files import find_capsule
 from llamatelemetry.setup._fetch import LocalModel, ModelFetch
 from llamatelemetry.setup._hub import token_finder
-from llamatelemetry.setup._needs import least_build
+from llamatelemetry.setup._needs import ModelLike, least_build
 from llamatelemetry.setup._together import run_both
 from llamatelemetry.setup._wanted import WantedModel, read_wanted
-from llamatelemetry.setup.engines import EngineRequest, warn
+from llamatelemetry.setup.catalog import CatalogModel
+from llamatelemetry.setup.engines import EMBEDDED_NOTE, EngineRequest, warn
 from llamatelemetry.setup.models import local_model
 
 if TYPE_CHECKING:
     from llamatelemetry.gguf.memory import MemoryPlan
+    from llamatelemetry.server.config import ServerConfig
     from llamatelemetry.setup._setup_plan import SetupPlan
 
 __all__ = ["Prepared", "prepare"]
@@ -35,9 +38,15 @@ USUAL_MOST_BYTES = 10 * 10**9
 """A model that nobody named is no larger: minutes to fetch, half of Kaggle's quota."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prepared:
     """An engine and a model that are on this machine, verified.
+
+    Examples:
+        >>> prepared = prepare("qwen3-4b")  # doctest: +SKIP
+        >>> config = prepared.config(context_size=8192)  # doctest: +SKIP
+        >>> with ServerManager(config, engine=prepared.engine) as server:
+        ...     client = LlamaCppClient(server.get_url())  # doctest: +SKIP
 
     Attributes:
         engine: The engine; its ``note`` says why it is this one.
@@ -48,8 +57,22 @@ class Prepared:
 
     engine: Engine
     model: LocalModel
-    gpus: tuple[GPUInfo, ...] = field(repr=False)
-    platform: Platform = field(repr=False)
+    gpus: tuple[GPUInfo, ...]
+    platform: Platform
+
+    def config(self, **options: Any) -> ServerConfig:
+        """Return a configuration for a server with this model and engine.
+
+        All layers on the cards, with flash attention, where there are cards; any free
+        port. :class:`ServerConfig` alone uses no card.
+
+        Args:
+            options: Other fields of :class:`ServerConfig`.
+        """
+        from llamatelemetry.server.config import ServerConfig  # noqa: PLC0415
+
+        on_cards = {"n_gpu_layers": 99, "flash_attn": True} if self.gpus else {}
+        return ServerConfig(self.model, **{"port": 0, **on_cards, **options})
 
     @cached_property
     def plan(self) -> MemoryPlan:
@@ -58,14 +81,18 @@ class Prepared:
 
         return plan_with_all_layers(str(self.model), self.gpus)
 
-    def __str__(self) -> str:
-        note = f" ({self.engine.note})" if self.engine.note else ""
-        return f"engine  {self.engine}{note}\nmodel   {self.model}"
+    def __repr__(self) -> str:
+        note = f"\n        {self.engine.note}" if self.engine.note else ""
+        size = format_file_size(self.model.size)
+        return (
+            f"engine  {self.engine}{note}\n"
+            f"model   {self.model.name}, {size}\n        {self.model}"
+        )
 
 
 @overload
 def prepare(
-    model: str | os.PathLike[str] | None = None,
+    model: ModelLike | None = None,
     engine: EngineLike | None = None,
     *,
     capsule: str | os.PathLike[str] | None = None,
@@ -78,7 +105,7 @@ def prepare(
 
 @overload
 def prepare(
-    model: str | os.PathLike[str] | None = None,
+    model: ModelLike | None = None,
     engine: EngineLike | None = None,
     *,
     capsule: str | os.PathLike[str] | None = None,
@@ -90,7 +117,7 @@ def prepare(
 
 
 def prepare(
-    model: str | os.PathLike[str] | None = None,
+    model: ModelLike | None = None,
     engine: EngineLike | None = None,
     *,
     capsule: str | os.PathLike[str] | None = None,
@@ -117,52 +144,39 @@ def prepare(
             the Hub's list of files and the model's header are read.
 
     Raises:
+        ConfigurationError: A name is none, or several capsules are attached.
         LLCudaError: See :func:`ensure_model`, :func:`ensure_engine` and
             :func:`open_capsule`.
+
+    Examples:
+        >>> prepared = prepare("qwen3-4b")  # doctest: +SKIP
+        >>> server = ServerManager(  # doctest: +SKIP
+        ...     prepared.config(), engine=prepared.engine
+        ... )
     """
+    name = model.id if isinstance(model, CatalogModel) else model
     gpus = tuple(detect_gpus())
     folder = Path(capsule) if capsule is not None else None
-    if folder is None and engine is None:
-        folder = find_capsule(None if model is None else os.fspath(model))
-    if folder is not None:
-        name = None if model is None else os.fspath(model)
-        return _of_capsule(folder, name, gpus, progress=progress, dry_run=dry_run)
+    if folder is None:
+        folder = find_capsule(None if name is None else os.fspath(name))
     work = _Preparation(
         gpus,
-        _settled(model, gpus),
+        None if folder is not None else _settled(name, gpus),
         engine,
         Path(cache_dir).expanduser().absolute() if cache_dir else None,
         token_finder(token),
         progress,
     )
     del token  # no traceback shows it
+    if folder is not None:
+        text = None if name is None else os.fspath(name)
+        return work.open_capsule(folder, text, dry_run=dry_run)
     if dry_run:
         return work.tell()
     notices: list[str] = []
     prepared = work.run(notices)
     warn(notices)
     return prepared
-
-
-def _of_capsule(
-    folder: Path,
-    model: str | None,
-    gpus: tuple[GPUInfo, ...],
-    *,
-    progress: bool,
-    dry_run: bool,
-) -> Prepared | SetupPlan:
-    """Return what a capsule holds, or tell it."""
-    if dry_run:
-        from llamatelemetry.setup._setup_plan import plan_capsule, plan_for  # noqa: PLC0415
-
-        return plan_for(plan_capsule(folder.expanduser().absolute()), gpus)
-    from llamatelemetry.setup.capsule import open_capsule  # noqa: PLC0415
-
-    engine, local = open_capsule(folder, model=model, progress=progress)
-    if engine.note.startswith("the embedded engine"):
-        warn([engine.note], stacklevel=4)
-    return Prepared(engine, local, gpus, detect_platform())
 
 
 def _settled(
@@ -186,7 +200,7 @@ class _Preparation:
     """All that is needed to fetch, or to tell what would be fetched."""
 
     gpus: tuple[GPUInfo, ...]
-    model: LocalModel | WantedModel
+    model: LocalModel | WantedModel | None
     engine: EngineLike | None
     cache: Path | None
     find_token: Callable[[], Token | None] = field(repr=False)
@@ -202,25 +216,51 @@ class _Preparation:
     def tell(self) -> SetupPlan:
         """Return what would be fetched."""
         from llamatelemetry.setup._setup_plan import (  # noqa: PLC0415
-            PlannedItem,
             plan_engine,
             plan_for,
             plan_model,
         )
 
-        items, problem = plan_model(self.model, self.cache, self.find_token)
-        if self.engine is None:
-            engine = plan_engine(self._request(threading.Event()).choose())
+        items, problem = plan_model(self._settled, self.cache, self.find_token)
+        request = self._request(threading.Event())
+        named = self.engine
+        choice = request.choose() if named is None else request.choose_named(named)
+        return plan_for([plan_engine(choice), *items], self.gpus, [problem])
+
+    def open_capsule(
+        self, folder: Path, model: str | None, *, dry_run: bool
+    ) -> Prepared | SetupPlan:
+        """Return what a capsule holds, or tell it; another engine if one is named."""
+        from llamatelemetry.setup.capsule import open_capsule, open_model  # noqa: PLC0415
+
+        if dry_run:
+            from llamatelemetry.setup._setup_plan import (  # noqa: PLC0415
+                plan_capsule,
+                plan_for,
+            )
+
+            return plan_for(plan_capsule(folder.expanduser().absolute()), self.gpus)
+        if self.engine is not None:
+            local = open_model(folder, model=model, progress=self.shown)
+            engine = EngineRequest(least_build(local)).get_named(self.engine)
         else:
-            note = "as named; not looked at"
-            engine = PlannedItem("engine", str(self.engine), "", 0, Path(), note)
-        return plan_for([engine, *items], self.gpus, [problem])
+            engine, local = open_capsule(folder, model=model, progress=self.shown)
+            if engine.note.startswith(EMBEDDED_NOTE):
+                warn([engine.note], stacklevel=4)
+        return Prepared(engine, local, self.gpus, detect_platform())
+
+    @property
+    def _settled(self) -> LocalModel | WantedModel:
+        if self.model is None:
+            raise AssertionError("a capsule has its own model")
+        return self.model
 
     def _get_model(self, called_off: threading.Event) -> LocalModel:
-        if isinstance(self.model, LocalModel):
-            return self.model
+        model = self._settled
+        if isinstance(model, LocalModel):
+            return model
         fetch = ModelFetch(self.cache, self.find_token, self.shown, called_off)
-        return fetch.get(self.model)
+        return fetch.get(model)
 
     def _get_engine(self, called_off: threading.Event, notices: list[str]) -> Engine:
         request = self._request(called_off)
@@ -230,6 +270,6 @@ class _Preparation:
         return found
 
     def _request(self, called_off: threading.Event) -> EngineRequest:
-        model = self.model
+        model = self._settled
         need = least_build(model if isinstance(model, LocalModel) else model.name)
         return EngineRequest(need, None, self.find_token, self.shown, called_off)

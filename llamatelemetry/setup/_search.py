@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llamatelemetry._environment import detect_platform
@@ -18,10 +17,12 @@ from llamatelemetry.setup._names import (
     RepoFile,
     choose_model,
     model_files,
+    quantization_label,
+    shard_names,
 )
 from llamatelemetry.setup._wanted import WantedModel, belongs_to, with_files
 
-__all__ = ["ModelSearch", "cache_for", "caches", "look_for"]
+__all__ = ["ModelSearch", "attached_models", "cache_for", "caches", "look_for"]
 
 _MOST_ENTRIES = 200_000
 _MOST_SECONDS = 10.0
@@ -99,12 +100,10 @@ def look_for(wanted: WantedModel, named: Path | None = None) -> ModelSearch:
         found = _in_cache(wanted, cache)
         if found.complete:
             return found
-    places = detect_platform().input
-    if places is not None and wanted.files:
-        attached = _attached(wanted, places)
-        # Shards must lie in one folder: some here and some there are no model.
-        if attached.complete:
-            return attached
+    attached = _attached(wanted)
+    # Shards must lie in one folder: some here and some there are no model.
+    if attached.complete:
+        return attached
     return _in_cache(wanted, caches(named)[0])
 
 
@@ -133,29 +132,49 @@ def _in_cache(wanted: WantedModel, cache: Path) -> ModelSearch:
     return ModelSearch(wanted, here)
 
 
-def _attached(wanted: WantedModel, folder: Path) -> ModelSearch:
-    """Look for files of the right names below a folder, all of them in one folder."""
+def _attached(wanted: WantedModel) -> ModelSearch:
+    """Look for the files in attached datasets, all of them in one folder."""
+    nothing = ModelSearch(wanted, {})
+    if not wanted.files:
+        return _attached_by_label(wanted) or nothing
     names = {Path(file.path).name.lower(): file for file in wanted.files}
-    for place, present in _folders_with(folder, set(names)):
-        here = {}
-        for name in present:
-            file = names[name.lower()]
-            path = Path(place, name)
-            certain = file.sha256 is not None or belongs_to(wanted.repo, file.path)
-            if certain and file.size in (None, path.stat().st_size):
-                here[file.path] = path
-        if len(here) == len(names):
-            return ModelSearch(wanted, here)
-    return ModelSearch(wanted, {})
+    by_folder: dict[Path, dict[str, Path]] = {}
+    for path in attached_models():
+        file = names.get(path.name.lower())
+        if file is None or file.size not in (None, path.stat().st_size):
+            continue
+        if file.sha256 is not None or belongs_to(wanted.repo, file.path):
+            by_folder.setdefault(path.parent, {})[file.path] = path
+    complete = (here for here in by_folder.values() if len(here) == len(names))
+    return ModelSearch(wanted, next(complete, {}))
 
 
-def _folders_with(folder: Path, names: set[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield the folders below one that hold files of all these names."""
+def _attached_by_label(wanted: WantedModel) -> ModelSearch | None:
+    """Return the one attached file of a repository's name and quantization."""
+    label = wanted.reference.path or USUAL_QUANTIZATION
+    found = [
+        path
+        for path in attached_models()
+        if belongs_to(wanted.repo, path.name)
+        and quantization_label(path.name) == label.upper()
+    ]
+    if len(found) != 1 or len(shard_names(found[0].name)) > 1:
+        return None
+    file = RepoFile(found[0].name, found[0].stat().st_size, wanted.digest)
+    return ModelSearch(replace(wanted, files=(file,)), {file.path: found[0]})
+
+
+def attached_models() -> list[Path]:
+    """Return the GGUF files below /kaggle/input, as a bounded look finds them."""
+    folder = detect_platform().input
+    if folder is None:
+        return []
+    found: list[Path] = []
     entries, end = 0, time.monotonic() + _MOST_SECONDS
     for place, folders, files in os.walk(folder):
         entries += len(folders) + len(files)
         if entries > _MOST_ENTRIES or time.monotonic() > end:
-            return
-        present = [name for name in files if name.lower() in names]
-        if len(present) == len(names):
-            yield place, present
+            break
+        models = (name for name in files if name.lower().endswith(".gguf"))
+        found += [Path(place, name) for name in models]
+    return sorted(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from llamatelemetry._environment import Token
@@ -12,6 +12,7 @@ from llamatelemetry.exceptions import LLCudaError
 from llamatelemetry.gguf.memory import MemoryPlan, plan_memory
 from llamatelemetry.gpu.inventory import GPUInfo
 from llamatelemetry.server._installed import engines_folder
+from llamatelemetry.server._linux import available_memory
 from llamatelemetry.server.config import ServerConfig
 from llamatelemetry.setup._capsule_files import check_inside, read_lock
 from llamatelemetry.setup._choose import EngineChoice
@@ -58,7 +59,7 @@ class PlannedItem:
         return not self.origin
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SetupPlan:
     """What :func:`~llamatelemetry.setup.prepare` would do; nothing was fetched.
 
@@ -68,12 +69,19 @@ class SetupPlan:
         memory: The memory a server with this model would need, or None if the model's
             header could not be read.
         problems: What stands in the way, each in a sentence.
+        cards: Whether there are any.
     """
 
     items: tuple[PlannedItem, ...]
     free: dict[Path, int]
-    memory: MemoryPlan | None = field(repr=False)
+    memory: MemoryPlan | None
     problems: tuple[str, ...] = ()
+    cards: bool = True
+
+    @property
+    def ok(self) -> bool:
+        """Whether prepare() would succeed, as far as can be told."""
+        return self.fits_disk and not self.problems
 
     @property
     def download_bytes(self) -> int:
@@ -95,7 +103,7 @@ class SetupPlan:
     def _needed_in(self, folder: Path) -> int:
         return sum(item.size or 0 for item in self.items if item.folder == folder)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [f"{'':8}{'':40} {'fetch':>9}  folder"]
         for item in self.items:
             size = "here" if item.here else _size(item.size)
@@ -109,8 +117,9 @@ class SetupPlan:
             lines.append(
                 f"disk    {format_file_size(room)} free in {folder}: {verdict}"
             )
-        cards = {None: "not known", True: "fits", False: "does NOT fit"}
-        lines.append(f"memory  {cards[self.fits_cards]} with all layers on the cards")
+        verdicts = {None: "not known", True: "fits", False: "does NOT fit"}
+        where = "with all layers on the cards" if self.cards else "on this machine"
+        lines.append(f"memory  {verdicts[self.fits_cards]} {where}")
         lines += [f"note    {problem}" for problem in self.problems]
         return "\n".join(lines)
 
@@ -206,13 +215,14 @@ def plan_for(
     """
     folders = {item.folder for item in items if not item.here}
     free = {folder: free_bytes(folder) for folder in sorted(folders)}
-    found = list(problems)
+    found = list(filter(None, problems))
     memory = None
-    try:
-        memory = plan_with_all_layers(_first_file(items), gpus)
-    except LLCudaError as error:
-        found.append(f"the memory was not planned: {error}")
-    return SetupPlan(tuple(items), free, memory, tuple(filter(None, found)))
+    if not found:
+        try:
+            memory = plan_with_all_layers(_first_file(items), gpus)
+        except LLCudaError as error:
+            found.append(str(error))
+    return SetupPlan(tuple(items), free, memory, tuple(found), bool(gpus))
 
 
 def _first_file(items: Sequence[PlannedItem]) -> str:
@@ -226,4 +236,5 @@ def plan_with_all_layers(model: str, gpus: Sequence[GPUInfo]) -> MemoryPlan:
     config = ServerConfig(
         None, n_gpu_layers=999 if gpus else 0, context_size=8192, flash_attn=True
     )
-    return plan_memory(model, config, tuple(gpus))
+    free = None if gpus else available_memory()
+    return plan_memory(model, config, tuple(gpus), host_free=free)

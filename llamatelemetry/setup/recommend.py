@@ -13,11 +13,11 @@ from llamatelemetry.gpu.inventory import detect_gpus
 from llamatelemetry.server._linux import available_memory
 from llamatelemetry.setup.catalog import CatalogModel, catalog
 
-__all__ = ["Task", "may_fit", "recommend_model"]
+__all__ = ["TASKS", "Task", "may_fit", "recommend_model"]
 
 Task = Literal["chat", "reasoning", "coder", "vision", "embedding"]
 
-_TASKS = ("chat", "reasoning", "coder", "vision", "embedding")
+TASKS = ("chat", "reasoning", "coder", "vision", "embedding")
 # A card holds whole layers, so one has up to a layer more than its share.
 _WHOLE_LAYERS = 1.04
 _MOST_ON_A_CPU = 3 * 10**9
@@ -32,7 +32,7 @@ def recommend_model(
     context_size: int = 8192,
     most_bytes: int | None = None,
 ) -> CatalogModel:
-    """Return the largest model of the catalog that fits the cards.
+    """Return the model of the catalog with the most weights that fits the cards.
 
     An estimate by size and family, since no file is here to be planned exactly; those
     whose licence must be accepted first are left out.
@@ -48,9 +48,9 @@ def recommend_model(
         ConfigurationError: There is no such task.
         ModelError: None fits.
     """
-    if task not in _TASKS:
+    if task not in TASKS:
         raise ConfigurationError(
-            f"task={task!r} is none of the catalog's: {', '.join(_TASKS)}"
+            f"task={task!r} is none of the catalog's: {', '.join(TASKS)}"
         )
     cards = checked_gpus(detect_gpus() if gpus is None else gpus)
     rooms = [card.free_bytes or 0 for card in cards] or [available_memory() or 0]
@@ -70,7 +70,7 @@ def recommend_model(
             f"no {task} model of the catalog that has {format_file_size(most)} or less "
             f"fits {where} with {context_size} tokens of context; name one yourself"
         )
-    return max(fitting, key=lambda entry: entry.total_bytes)
+    return max(fitting, key=lambda entry: (entry.parameters, entry.total_bytes))
 
 
 def may_fit(

@@ -206,9 +206,20 @@ def test_prepare_finds_an_attached_capsule_by_itself(
     assert plan.download_bytes == 0
     assert all(item.here for item in plan.items)
     assert shop.requests == []
-    assert find_capsule("qwen3-4b") is None
+    for same in (
+        f"{REPO}:Q8_0",
+        "demo-Q8_0.gguf",
+        NAME.upper().replace("GGUF", "gguf"),
+    ):
+        assert prepare(same, progress=False).model.path.is_relative_to(capsule)
+    for other in ("qwen3-4b", REPO, f"{REPO}:Q4_K_M", "no such", "owner/Demo:Q8_0"):
+        assert find_capsule(other) is None
+    plain = prepare(NAME, engine="embedded", progress=False)
+    assert plain.engine.embedded
+    assert plain.model.path.is_relative_to(capsule)
     shutil.copytree(capsule, capsule.with_name("another"))
-    assert find_capsule() is None  # which one is meant nobody knows
+    with pytest.raises(ConfigurationError, match=r"several .*another.* Name one"):
+        prepare(progress=False)
 
 
 @pytest.mark.parametrize("part", ["engine/*/bin/llama-server", "model/*.gguf"])
@@ -299,7 +310,9 @@ def test_without_cards_the_embedded_engine_stands_in(
     """A session without a card can still run the capsule, and is told why."""
     driver.unplug()
 
-    with pytest.warns(SetupWarning, match=r"test-engine of the capsule: no NVIDIA"):
+    with pytest.warns(
+        SetupWarning, match=r"test-engine of the capsule: there is no NVIDIA"
+    ):
         prepared = prepare(capsule=capsule, progress=False)
 
     assert prepared.engine.embedded

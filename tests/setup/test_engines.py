@@ -166,7 +166,7 @@ def test_what_does_not_fit_is_passed_over(
     assert "test-engine" in engine.note
 
     manifest_of(unfit)
-    with pytest.warns(SetupWarning, match="embedded engine is used") as said:
+    with pytest.warns(SetupWarning, match="with the embedded engine") as said:
         engine = ensure_engine(min_build=8639, progress=False)
     assert engine.embedded
     assert reason in engine.note

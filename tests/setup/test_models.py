@@ -95,6 +95,7 @@ def small_catalog(monkeypatch: pytest.MonkeyPatch, model_bytes: bytes) -> Catalo
     [
         f"{REPO}:demo-Q8_0.gguf",
         f"{REPO}:q8_0",
+        f"{REPO}:demo-Q8_0",
         f"https://huggingface.co/{REPO}/blob/main/demo-Q8_0.gguf",
         "demo-1b",
     ],
@@ -195,7 +196,8 @@ def test_an_attached_dataset_is_used_without_the_hub(
     attached.write_bytes(model_bytes)
 
     assert ensure_model("demo-1b", progress=False).path == attached
-    assert ensure_model(f"{REPO}:demo-Q8_0.gguf", progress=False).path == attached
+    for name in (f"{REPO}:demo-Q8_0.gguf", f"{REPO}:Q8_0", "demo-Q8_0.gguf"):
+        assert ensure_model(name, progress=False).path == attached
     assert hub.requests == []
 
     attached.write_bytes(model_bytes[:-1] + b"x")
@@ -220,6 +222,7 @@ def test_an_attached_dataset_is_used_without_the_hub(
         ("owner/Empty", ModelError, "holds no GGUF"),
         ("demo-Q8_0.gguf", ConfigurationError, "no file .* here"),
         ("/nowhere/m.gguf", ModelError, "its folder does not exist"),
+        (f"{REPO}/sub/m.gguf", ConfigurationError, f"write '{REPO}:sub/m.gguf'"),
         ("a b c", ConfigurationError, "has no model 'a b c'"),
     ],
 )

@@ -54,7 +54,10 @@ def test_one_call_gets_all_that_a_chat_needs(engine_and_model: StandInHub) -> No
     assert said.choices[0].message.content
     assert [gpu.name for gpu in prepared.gpus] == ["Tesla T4", "Tesla T4"]
     assert prepared.plan.fits
-    assert "demo-Q8_0.gguf" in str(prepared)
+    assert "demo-Q8_0.gguf" in repr(prepared)
+    on_cards = prepared.config(context_size=512)
+    assert (on_cards.n_gpu_layers, on_cards.flash_attn) == (99, True)
+    assert on_cards.context_size == 512
 
     engine_and_model.requests.clear()
     assert prepare(NAME, progress=False) == prepared
@@ -92,6 +95,7 @@ def test_a_dry_run_tells_and_fetches_nothing(engine_and_model: StandInHub) -> No
 
     prepare(NAME, progress=False)
     again = prepare(NAME, dry_run=True)
+    assert again.ok
     assert again.download_bytes == 0
     assert all(item.here for item in again.items)
     assert str(again).count("here") == 2
@@ -112,7 +116,22 @@ def test_a_dry_run_says_what_stands_in_the_way(
     plan = prepare("owner/other:m.gguf", dry_run=True)
     assert plan.fits_cards is None
     assert any("no such repository" in problem for problem in plan.problems)
+    assert len(plan.problems) == 1
+    assert not plan.ok
     assert "not known" in str(plan)
+
+
+def test_a_dry_run_looks_at_the_engine_that_is_named(
+    engine_and_model: StandInHub,
+) -> None:
+    """One of the manifest would be fetched, one that is here not; a typo raises."""
+    plan = prepare(NAME, "test-engine", dry_run=True)
+    assert plan.items[0].origin == "owner/engines:engine.tar.gz"
+    prepare(NAME, "test-engine", progress=False)
+    assert prepare(NAME, "test-engine", dry_run=True).items[0].here
+    assert prepare(NAME, "embedded", dry_run=True).items[0].here
+    with pytest.raises(ConfigurationError, match="nearest of the manifest"):
+        prepare(NAME, "test-engin", dry_run=True)
 
 
 def test_a_failure_of_one_calls_the_other_off(
@@ -161,6 +180,8 @@ def test_the_largest_that_fits_is_recommended(two_t4s: StandInDriver) -> None:
     assert recommend_model(GPUMemory.t4(1)) == one
     assert "coder" in recommend_model(task="coder").tasks
     assert recommend_model([]).total_bytes <= 3 * 10**9
+    named = prepare(small, "embedded", dry_run=True)
+    assert named.items[1].name == Path(small.files[0].path).name
 
 
 @pytest.mark.parametrize(
