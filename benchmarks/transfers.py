@@ -148,9 +148,7 @@ def main() -> None:
         statistics.median(column) * 1e3 for column in zip(*warm, strict=True)
     )
     print("\n| prepare() with everything here | ms |\n| --- | --- |")
-    print(
-        f"| first of a process, all imports but huggingface_hub | {first:.0f} |"
-    )
+    print(f"| first of a process, all imports but huggingface_hub | {first:.0f} |")
     print(f"| the next one | {again:.1f} |")
 
 

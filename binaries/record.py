@@ -45,8 +45,7 @@ from _engines import (
     work_folder,
 )
 
-from llamatelemetry._address import without_secrets
-from llamatelemetry._units import printable
+from llamatelemetry._units import printable, without_secrets
 from llamatelemetry.exceptions import (
     ChecksumError,
     ConfigurationError,

@@ -8,7 +8,6 @@ their query, which may hold a signature.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
@@ -16,7 +15,7 @@ from llamatelemetry._connection import checked_url
 from llamatelemetry._http import HTTPClient, StreamedReply
 from llamatelemetry.exceptions import ConfigurationError, DownloadError
 
-__all__ = ["PASSING_STATUS", "REFUSING_STATUS", "RemoteAddress", "without_secrets"]
+__all__ = ["PASSING_STATUS", "REFUSING_STATUS", "RemoteAddress"]
 
 PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 """What a server answers that may answer otherwise in a moment."""
@@ -27,15 +26,6 @@ REFUSING_STATUS = frozenset({401, 403, 404, 410})
 _MOST_REDIRECTS = 5
 _REDIRECTS = {301, 302, 303, 307, 308}
 _GIVEN = {200, 206}
-
-
-def without_secrets(url: str) -> str:
-    """Return an address without what may be secret in it."""
-    scheme, _, rest = url.partition("//")
-    # A password may hold any character, such as one that ends a host elsewhere.
-    if re.match(r"[^/@]*@|[^@]*:[^@]*@", rest):
-        return f"{scheme}//…"
-    return re.split(r"[?#]", url, maxsplit=1)[0]
 
 
 class RemoteAddress:

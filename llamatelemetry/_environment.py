@@ -8,9 +8,11 @@ https://github.com/Kaggle/docker-python and https://github.com/googlecolab/backe
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import queue
+import re
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -18,12 +20,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["Platform", "Token", "cache_folder", "detect_platform", "find_token"]
+from llamatelemetry.exceptions import ConfigurationError
+
+__all__ = [
+    "HiddenText",
+    "Platform",
+    "Token",
+    "cache_folder",
+    "detect_platform",
+    "find_token",
+]
 
 CACHE_VARIABLE = "LLAMATELEMETRY_CACHE"
 """The variable that names another folder for engines and records."""
 
 _ROOT = Path("/")
+_SENDABLE = re.compile(r"[!-~]+")  # what a header's value may hold, without blanks
 _SECRET_NAME = "HF_TOKEN"  # noqa: S105 -- the name of one, not one
 _SECRET_SECONDS = 8.0
 # Kaggle's own client waits 40 s for an answer that does not come without internet.
@@ -131,12 +143,25 @@ def cache_folder() -> Path:
     """
     named = os.environ.get(CACHE_VARIABLE)
     if named:
-        return Path(named).expanduser().absolute()
+        with contextlib.suppress(RuntimeError):  # no such user's home
+            named = str(Path(named).expanduser())
+        return Path(named).absolute()
     platform = detect_platform()
     if platform.name == "kaggle":
         return platform.scratch / "llamatelemetry"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "llamatelemetry"
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # A relative one is ignored: https://specifications.freedesktop.org/basedir-spec
+    usual = Path(base) if base.startswith("/") else Path.home() / ".cache"
+    return usual / "llamatelemetry"
+
+
+class HiddenText(str):
+    """A text that debuggers and tracebacks do not show: its repr is "…"."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'…'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +171,26 @@ class Token:
     Attributes:
         value: The token itself; for a request's header, and nothing else.
         origin: Where it was found, in words.
+
+    Raises:
+        ConfigurationError: It cannot be sent in a header.
     """
 
     value: str = field(repr=False)
     origin: str
+
+    def __post_init__(self) -> None:
+        if not _SENDABLE.fullmatch(self.value):
+            raise ConfigurationError(
+                f"the token from {self.origin} holds a blank, or a letter that no "
+                "token has; copy it again from https://huggingface.co/settings/tokens"
+            )
+        object.__setattr__(self, "value", HiddenText(self.value))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The header to send it in."""
+        return {"Authorization": HiddenText(f"Bearer {self.value}")}
 
     def __str__(self) -> str:
         return f"a token from {self.origin}"

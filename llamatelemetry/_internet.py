@@ -14,10 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
+from urllib.request import proxy_bypass
 
 __all__ = ["Internet", "Probe", "offline_variable", "start_probe"]
 
 _MOST_SECONDS = 2.0
+_KEPT_SECONDS = 15.0
+"""How long "no" is kept; "yes" is kept for the process."""
 _DEFAULT_ENDPOINT = "https://huggingface.co"
 _OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _TRUE = {"1", "ON", "YES", "TRUE"}
@@ -60,6 +63,12 @@ class _Probe:
             return self._found
         host = self._place[0]
         return Internet(None, f"no answer from {host} in 2 s", _MOST_SECONDS)
+
+    @property
+    def stale(self) -> bool:
+        """Whether it found nothing, some time ago: internet may have come since."""
+        old = time.monotonic() - self._began > _KEPT_SECONDS
+        return old and (self._found is None or not self._found.available)
 
     def _look(self) -> None:
         host, port = self._place
@@ -108,7 +117,7 @@ def offline_variable(variables: Mapping[str, str] | None = None) -> str | None:
 def start_probe(
     endpoint: str | None = None, *, variables: Mapping[str, str] | None = None
 ) -> Probe:
-    """Begin to find out whether there is internet; the same probe for the process.
+    """Begin to find out whether there is internet; one probe for the process.
 
     The Hub's host is looked up and connected to, or the proxy that leads to it. Nothing
     is sent. With HF_HUB_OFFLINE nothing is asked.
@@ -129,14 +138,20 @@ def start_probe(
     )
     with _lock:
         probe = _probes.get(place)
-        if probe is None:
+        if probe is None or probe.stale:
             probe = _probes[place] = _Probe(*place)
     return probe
 
 
+def _no_proxy(known: Mapping[str, str]) -> str:
+    return known.get("no_proxy") or known.get("NO_PROXY") or ""
+
+
 def _place_to_ask(endpoint: str, known: Mapping[str, str]) -> tuple[str, int]:
     """Return the Hub's host and port, or those of the proxy before it."""
-    scheme = urlsplit(endpoint).scheme
+    scheme, host = urlsplit(endpoint).scheme, urlsplit(endpoint).hostname or ""
+    if proxy_bypass(host, {"no": _no_proxy(known)}):
+        known = {}
     for name in (f"{scheme}_proxy", "all_proxy"):
         proxy = known.get(name) or known.get(name.upper())
         if proxy:

@@ -1,4 +1,4 @@
-"""What is shown to people: sizes, and the texts that others wrote.
+"""What is shown to people: sizes, addresses, and the texts that others wrote.
 
 This is the only place where bytes, MiB and GiB become one another or become text.
 
@@ -8,6 +8,8 @@ units (1 GB = 10**9 bytes), because that is what the Hugging Face Hub shows.
 """
 
 from __future__ import annotations
+
+import re
 
 KIB = 2**10
 MIB = 2**20
@@ -46,3 +48,12 @@ def printable(text: str, most: int = _LONGEST) -> str:
     if shown.isprintable():
         return shown
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in shown)
+
+
+def without_secrets(url: str) -> str:
+    """Return an address without what may be secret in it."""
+    scheme, _, rest = url.partition("//")
+    # A password may hold any character, such as one that ends a host elsewhere.
+    if re.match(r"[^/@]*@|[^@]*:[^@]*@", rest):
+        return f"{scheme}//…"
+    return re.split(r"[?#]", url, maxsplit=1)[0]

@@ -15,10 +15,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-from llamatelemetry._address import PASSING_STATUS, RemoteAddress, without_secrets
+from llamatelemetry._address import PASSING_STATUS, RemoteAddress
 from llamatelemetry._deadline import Deadline
 from llamatelemetry._http import StreamedReply
-from llamatelemetry._units import KIB, MIB, format_memory, printable
+from llamatelemetry._units import (
+    KIB,
+    MIB,
+    format_memory,
+    printable,
+    without_secrets,
+)
 from llamatelemetry.exceptions import (
     ClientError,
     ConfigurationError,

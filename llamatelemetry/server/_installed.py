@@ -7,13 +7,21 @@ record is written before the folder gets its final name, so that there is none w
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llamatelemetry._environment import cache_folder
 
-__all__ = ["InstalledEngine", "engines_folder", "installed_engines", "read_record"]
+__all__ = [
+    "InstalledEngine",
+    "engines_folder",
+    "installed_engines",
+    "read_any_record",
+    "read_record",
+    "state_of",
+]
 
 RECORD_NAME = "engine.json"
 
@@ -32,7 +40,8 @@ class InstalledEngine:
         libraries: Folders of its shared libraries, relative to the folder.
         modules: The folder of its Python modules, relative to the folder; None for a
             program.
-        state: Size and time of change of the executable, by which a change is seen.
+        files: Of each file its size, time of change and SHA-256, by its name below
+            the folder.
         devices: The cards it saw when it was installed.
     """
 
@@ -44,7 +53,7 @@ class InstalledEngine:
     arguments: tuple[str, ...]
     libraries: tuple[str, ...]
     modules: str | None
-    state: tuple[int, int]
+    files: Mapping[str, tuple[int, int, str]] = field(repr=False)
     devices: tuple[str, ...] = ()
 
     @property
@@ -64,10 +73,16 @@ class InstalledEngine:
 
     @property
     def whole(self) -> bool:
-        """Whether the executable is there, and is the one that was installed."""
-        if self.modules is not None:
-            return (self.folder / self.modules).is_dir()
-        return state_of(self.executable) == self.state
+        """Whether every file is there, of the size and time it was installed with."""
+        return all(
+            state_of(self.folder / name) == known[:2]
+            for name, known in self.files.items()
+        )
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The SHA-256 of each file when it was installed, by its name."""
+        return {name: known[2] for name, known in self.files.items()}
 
     def to_json(self) -> dict[str, Any]:
         """Return the record, without the folder: it may be moved."""
@@ -92,17 +107,25 @@ def engines_folder() -> Path:
 
 def read_record(folder: Path) -> InstalledEngine | None:
     """Return the engine in a folder, or None if it holds no whole one."""
+    record = read_any_record(folder)
+    return record if record is not None and record.whole else None
+
+
+def read_any_record(folder: Path) -> InstalledEngine | None:
+    """Return the engine in a folder, also if its files have changed since."""
     try:
         values = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
         plain: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in values.items()
         }
+        plain["files"] = {name: tuple(known) for name, known in plain["files"].items()}
         record = InstalledEngine(folder, **plain)
-        whole = record.whole
-    except (OSError, ValueError, TypeError, AttributeError):
+        # Whatever cannot be looked at is no record.
+        _ = record.whole, record.digests, record.executable, record.module_path
+    except (OSError, ValueError, TypeError, AttributeError, LookupError):
         return None  # cut off, or of another version of this package
-    return record if whole else None
+    return record
 
 
 def installed_engines(folder: Path | None = None) -> list[InstalledEngine]:

@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llamatelemetry._environment import Token
 from llamatelemetry._progress import FileBar
+from llamatelemetry._units import without_secrets
 from llamatelemetry.exceptions import (
     ConfigurationError,
     EngineNotFoundError,
 )
 from llamatelemetry.gpu.inventory import GPUInfo
-from llamatelemetry.server._installed import RECORD_NAME
+from llamatelemetry.server._installed import RECORD_NAME, InstalledEngine
 from llamatelemetry.server.engine import (
     EMBEDDED,
     Engine,
     embedded_engine,
     engine_of_record,
 )
-from llamatelemetry.setup._capsule_files import check_inside, described
+from llamatelemetry.setup._capsule_files import (
+    check_inside,
+    described,
+    listing_digest,
+)
+from llamatelemetry.setup._checksums import mismatch
 from llamatelemetry.setup._choose import find_installed
 from llamatelemetry.setup._disk import disk_errors
 from llamatelemetry.setup._fetch import verify
-from llamatelemetry.setup._hub import hub_token
 from llamatelemetry.setup._install import fetch_unpacked, install_copy
 from llamatelemetry.setup._machine import Machine, measure_machine, why_not
-from llamatelemetry.setup._manifest import EngineEntry, manifest
+from llamatelemetry.setup._manifest import EngineEntry, entry_of, manifest
 from llamatelemetry.setup._sources import entry_of_folder, entry_of_source
 from llamatelemetry.setup.engines import EMBEDDED_NOTE
 
@@ -49,13 +56,16 @@ _FOLDER = "engine"
 
 
 def engine_entry(
-    engine: str | os.PathLike[str] | None, min_build: int | None
+    engine: str | os.PathLike[str] | None,
+    min_build: int | None,
+    find_token: Callable[[], Token | None],
 ) -> EngineEntry | Path | None:
     """Return the engine to pack: an entry, the folder of one, or None: the embedded.
 
     Args:
         engine: What the user named; see :func:`~llamatelemetry.setup.capsule.pack`.
         min_build: The oldest build of llama.cpp that runs the model.
+        find_token: Finds the token, where the Hub has to be asked.
 
     Raises:
         ConfigurationError: It is no engine, or none of the manifest will do.
@@ -66,7 +76,7 @@ def engine_entry(
         folder = Path(engine).expanduser()
         if folder.is_dir():
             return folder
-        entry = entry_of_source(os.fspath(engine), None)
+        entry = entry_of_source(os.fspath(engine), None, find_token)
         if entry is not None:
             return entry
         raise ConfigurationError(
@@ -84,7 +94,11 @@ def engine_entry(
 
 
 def pack_engine(
-    source: EngineEntry | Path | None, building: Path, *, shown: bool
+    source: EngineEntry | Path | None,
+    building: Path,
+    find_token: Callable[[], Token | None],
+    *,
+    shown: bool,
 ) -> dict[str, Any]:
     """Put an engine into a capsule as plain files, and return what the lock says of it.
 
@@ -97,9 +111,10 @@ def pack_engine(
     place.mkdir()
     entry = entry_of_folder(source) if isinstance(source, Path) else source
     with FileBar(entry.id, entry.bytes, shown=shown) as bar:
-        origin = source if isinstance(source, Path) else _installed_folder(entry)
-        if origin is None:
-            fetch_unpacked(entry, place, bar, hub_token)
+        record = None if isinstance(source, Path) else find_installed(entry)
+        origin = source if record is None else record.folder
+        if not isinstance(origin, Path):
+            fetch_unpacked(entry, place, bar, find_token)
         else:
             shutil.copytree(
                 origin,
@@ -114,12 +129,25 @@ def pack_engine(
             for path in sorted(place.rglob("*"))
             if path.is_file()
         ]
-    return {"id": entry.id, "entry": asdict(entry), "files": files, "links": links}
+        if record is not None:
+            _check_unchanged(record, files)
+    told = replace(entry, url=without_secrets(entry.url)) if entry.url else entry
+    return {"id": entry.id, "entry": asdict(told), "files": files, "links": links}
 
 
-def _installed_folder(entry: EngineEntry) -> Path | None:
-    record = find_installed(entry)
-    return None if record is None else record.folder
+def _check_unchanged(record: InstalledEngine, files: list[dict[str, Any]]) -> None:
+    """Refuse to pack what is not what was verified when it was installed."""
+    known = record.digests
+    for file in files:
+        name = file["path"].removeprefix(f"{_FOLDER}/")
+        if known.get(name) != file["sha256"]:
+            raise mismatch(
+                f"{record.id}: {name}",
+                expected=str(known.get(name)),
+                actual=file["sha256"],
+                advice="It has changed since it was installed; delete "
+                f"{record.folder}.",
+            )
 
 
 def _take_out_links(folder: Path) -> dict[str, str]:
@@ -147,7 +175,7 @@ def open_engine(values: dict[str, Any], capsule: Path, *, shown: bool) -> Engine
     """
     if values["entry"] is None:
         return _embedded(capsule, "")
-    entry = _entry_of(values["entry"], capsule)
+    entry = _entry_of(values, capsule)
     record = find_installed(entry)
     if record is None:
         machine = measure_machine()
@@ -165,16 +193,19 @@ def open_engine(values: dict[str, Any], capsule: Path, *, shown: bool) -> Engine
 
 
 def _entry_of(values: dict[str, Any], capsule: Path) -> EngineEntry:
-    plain: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in values.items()
-    }
+    """Return the entry of a capsule's engine, under a name of its own.
+
+    What the lock says of the archive's digest vouches for nothing in the folder. So the
+    engine gets the digest of what is listed, and is never taken for the manifest's.
+    """
     try:
-        return EngineEntry(**plain)
-    except TypeError as error:
+        entry = entry_of(values["entry"])
+    except (TypeError, ValueError) as error:
         raise ConfigurationError(
             f"{capsule}: its engine is not understood ({error}); pack it anew"
         ) from error
+    digest = listing_digest(values["files"], values["links"])
+    return replace(entry, id=f"capsule-{entry.id}"[:100], sha256=digest)
 
 
 def _copy(values: dict[str, Any], capsule: Path, target: Path, bar: FileBar) -> None:
@@ -189,11 +220,22 @@ def _copy(values: dict[str, Any], capsule: Path, target: Path, bar: FileBar) -> 
             shutil.copyfile(source, copy)
         verify(copy, file["sha256"], bar, str(source))
         copy.chmod(0o755)
+    root = target.resolve()
     for name, goal in values["links"].items():
         link = check_inside(target, name)
-        check_inside(target, os.path.normpath(Path(name).parent / goal))
+        # Not through another link: then what is named would not be where it seems.
+        if (root / name).parent != link.parent.resolve():
+            raise _leads_out(capsule, name)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(goal)
+        if not link.resolve().is_relative_to(root):
+            raise _leads_out(capsule, name)
+
+
+def _leads_out(capsule: Path, name: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{capsule}: the engine's link {name!r} lies outside of the capsule"
+    )
 
 
 def _embedded(capsule: Path, reason: str) -> Engine:

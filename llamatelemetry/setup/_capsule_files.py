@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -26,6 +27,7 @@ __all__ = [
     "described",
     "find_capsule",
     "holds",
+    "listing_digest",
     "place_file",
     "read_lock",
     "write_metadata",
@@ -72,6 +74,12 @@ def place_file(source: Path, target: Path, bar: FileBar) -> None:
     bar.move_to(size)
 
 
+def listing_digest(files: list[dict[str, Any]], links: dict[str, str]) -> str:
+    """Return the digest that names a set of files and links, whatever their order."""
+    listed = [sorted([file["path"], file["sha256"]] for file in files), links]
+    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
+
+
 def check_inside(folder: Path, name: str) -> Path:
     """Return the path of a file that a lock file names, if it lies in the capsule.
 
@@ -101,7 +109,7 @@ def read_lock(folder: Path) -> dict[str, Any]:
             f"{folder} is no capsule: {LOCK_NAME} cannot be read ({error.strerror}); "
             "make one with llamatelemetry pack"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{place} is no JSON: {error}") from error
     problem = _problem_of(lock)
     if problem:
@@ -111,19 +119,40 @@ def read_lock(folder: Path) -> dict[str, Any]:
 
 
 def _problem_of(lock: Any) -> str:
+    """Return what is wrong with a lock, which somebody else may have written."""
     try:
         if lock["format"] != 1:
             return f"its format is {lock['format']!r}, this version reads 1"
-        files = [*lock["model"]["files"], *lock["engine"]["files"], *lock["wheels"]]
-        complete = all(
-            isinstance(file["path"], str) and isinstance(file["sha256"], str)
-            for file in files
-        )
-        if not complete or not lock["model"]["files"]:
-            return "a file has no path or no digest"
-    except (TypeError, KeyError) as error:
+        model, engine = lock["model"], lock["engine"]
+        files = [*model["files"], *engine["files"], *lock["wheels"]]
+        if not all(map(_is_sound, files)) or not model["files"]:
+            return "a file has no path, no size or no digest"
+        inside = all(file["path"].startswith("engine/") for file in engine["files"])
+        names = [model["name"], engine["id"], *engine["links"].items()]
+        texts = all(isinstance(text, str) for text in _flat(names))
+        entry = engine["entry"]
+        if not inside or not texts or not isinstance(entry, dict | None):
+            return "its engine or its names are not written as they should be"
+    except KeyError as error:
         return f"{error} is missing"
+    except (TypeError, AttributeError) as error:
+        return str(error)
     return ""
+
+
+def _is_sound(file: Any) -> bool:
+    return (
+        isinstance(file["path"], str)
+        and isinstance(file["sha256"], str)
+        and isinstance(file["bytes"], int)
+    )
+
+
+def _flat(names: list[Any]) -> list[Any]:
+    flat: list[Any] = []
+    for name in names:
+        flat += name if isinstance(name, tuple) else [name]
+    return flat
 
 
 def write_metadata(folder: Path, title: str) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, replace
 
-from llamatelemetry.exceptions import EngineNotFoundError
+from llamatelemetry.exceptions import ConfigurationError, EngineNotFoundError
 from llamatelemetry.server._installed import (
+    RECORD_NAME,
     InstalledEngine,
     engines_folder,
-    read_record,
+    read_any_record,
+    state_of,
 )
 from llamatelemetry.server.engine import (
     Engine,
@@ -18,6 +21,8 @@ from llamatelemetry.server.engine import (
     find_engine,
 )
 from llamatelemetry.server.probing import probe_engine
+from llamatelemetry.setup._checksums import sha256_of
+from llamatelemetry.setup._disk import write_json
 from llamatelemetry.setup._machine import Machine, why_not
 from llamatelemetry.setup._manifest import EngineEntry, install_name, manifest
 
@@ -58,13 +63,19 @@ def choose(machine: Machine, min_build: int | None, sha256: str | None) -> Engin
     Raises:
         EngineNotFoundError: LLAMATELEMETRY_SERVER names one that does not run, or is
             too old.
+        ConfigurationError: It names one, and a digest is given.
     """
     if os.environ.get("LLAMATELEMETRY_SERVER"):
+        if sha256 is not None:
+            raise ConfigurationError(
+                "sha256 is of an engine that is fetched, but LLAMATELEMETRY_SERVER "
+                "names a program; give one of the two"
+            )
         named = find_engine()
         check_build(named, min_build)
         return EngineChoice(_noted(named, "LLAMATELEMETRY_SERVER names it"), (), ())
     rejected: list[tuple[str, str]] = []
-    found = engine_on_path()
+    found = engine_on_path() if sha256 is None else None
     if found is not None:
         problem = _why_not_here(found, machine, min_build)
         if problem is None:
@@ -89,8 +100,27 @@ def choose(machine: Machine, min_build: int | None, sha256: str | None) -> Engin
 
 
 def find_installed(entry: EngineEntry) -> InstalledEngine | None:
-    """Return the engine of an entry if it is installed and whole."""
-    return read_record(engines_folder() / install_name(entry))
+    """Return the engine of an entry if it is installed and whole.
+
+    One whose files have other times than before, as after a copy, is read once more.
+    """
+    record = read_any_record(engines_folder() / install_name(entry))
+    if record is None or record.sha256 != entry.sha256:
+        return None
+    return record if record.whole else _verified_anew(record)
+
+
+def _verified_anew(record: InstalledEngine) -> InstalledEngine | None:
+    files = {}
+    for name, known in record.files.items():
+        path = record.folder / name
+        if not path.is_file() or sha256_of(path) != known[2]:
+            return None
+        files[name] = (*state_of(path), known[2])
+    renewed = replace(record, files=files)
+    with contextlib.suppress(OSError):
+        write_json(record.folder / RECORD_NAME, renewed.to_json())
+    return renewed
 
 
 def with_digest(entry: EngineEntry, sha256: str) -> EngineEntry:

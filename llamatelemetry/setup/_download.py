@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from llamatelemetry._address import PASSING_STATUS, RemoteAddress
 from llamatelemetry._http import StreamedReply
+from llamatelemetry._internet import start_probe
 from llamatelemetry._progress import FileBar
 from llamatelemetry._units import format_file_size, printable
 from llamatelemetry.exceptions import (
@@ -191,12 +192,18 @@ class _Transfer:
             if self._have > before:
                 delays = iter(_RETRY_DELAYS)
             delay = next(delays, None)
-            if not self._connected and (delay or 0) > _MOST_OFFLINE_DELAY:
+            if not self._connected and not self._is_reachable(delay or 0):
                 delay = None  # where there is no internet, nobody wants to wait for it
             wait = trouble.wait if trouble.wait is not None else delay
             if delay is None or wait is None or wait > _LONGEST_WAIT_SECONDS:
                 raise self._given_up(trouble)
             self._pause(wait)
+
+    def _is_reachable(self, delay: float) -> bool:
+        """Whether it is worth asking again where nothing has ever answered."""
+        if delay > _MOST_OFFLINE_DELAY:
+            return False
+        return start_probe(self._file.url).result().available is True
 
     def _pause(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -226,7 +233,7 @@ class _Transfer:
         status, headers = reply.status, reply.headers
         if status in PASSING_STATUS:
             wait = headers.get("Retry-After", "")
-            seconds = float(wait) if wait.isdecimal() else None
+            seconds = float(wait) if re.fullmatch(r"\d{1,6}", wait) else None
             later = f" and wants to be asked in {wait} s" if seconds else ""
             return _Trouble(f"the server answers {status}{later}", seconds)
         if status == _BEYOND_END:
@@ -247,7 +254,7 @@ class _Transfer:
 
     def _learn_size(self, told: str) -> _Trouble | None:
         """Compare the size that the server tells with what is known, and the disk."""
-        size = int(told) if told.isdecimal() else None
+        size = int(told) if re.fullmatch(r"\d{1,18}", told) else None
         if self._file.size is not None and size not in (None, self._file.size):
             raise DownloadError(
                 f"{self._file.name}: the server has a file of "

@@ -12,7 +12,12 @@ from pathlib import Path
 from llamatelemetry._environment import Token
 from llamatelemetry._progress import FileBar
 from llamatelemetry._units import format_file_size
-from llamatelemetry.exceptions import ChecksumError, ModelError, OfflineError
+from llamatelemetry.exceptions import (
+    ChecksumError,
+    DownloadError,
+    ModelError,
+    OfflineError,
+)
 from llamatelemetry.setup._checksums import (
     is_digest,
     known_digest,
@@ -41,6 +46,8 @@ class LocalModel(os.PathLike[str]):
         size: Bytes of these files together.
         sha256: The digest of the first file, or None if it was never read.
         projector: The vision projector, if it was asked for.
+        verified: Whether its bytes were compared with a digest that somebody stated; a
+            file of this machine that was named by its path is taken as it is.
     """
 
     path: Path
@@ -49,6 +56,7 @@ class LocalModel(os.PathLike[str]):
     size: int
     sha256: str | None = None
     projector: Path | None = None
+    verified: bool = True
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -156,7 +164,8 @@ class ModelFetch:
                 try:
                     _check(wanted, file, place, bar, moves=here is not None)
                 except ChecksumError:
-                    discard_cached(place)
+                    if self._is_cached(place):  # and no attached file of the user's
+                        discard_cached(place)
                     if not tries:
                         raise
                     here = None
@@ -174,7 +183,10 @@ def ask_hub(wanted: WantedModel, token: Token | None) -> WantedModel:
     """
     known = list_files(wanted.repo, wanted.revision, token=token)
     if not wanted.files:
-        return with_files(wanted, known)
+        chosen = with_files(wanted, known)
+        for file in chosen.files:
+            _require_digest(chosen, file)
+        return chosen
     by_name = {file.path.lower(): file for file in known}
     files = []
     for file in wanted.files:
@@ -193,7 +205,22 @@ def ask_hub(wanted: WantedModel, token: Token | None) -> WantedModel:
                 f"ensure_model({reference!r}, sha256={found.sha256!r})",
             )
         files.append(replace(found, sha256=file.sha256 or found.sha256))
+        _require_digest(wanted, files[-1])
     return replace(wanted, files=tuple(files))
+
+
+def _require_digest(wanted: WantedModel, file: RepoFile) -> None:
+    """Refuse a large file whose digest nobody states: a mirror may leave it out."""
+    if file.sha256 is None and (file.size or 0) > _MOST_UNVERIFIED_BYTES:
+        reference = f"{wanted.repo}:{file.path}"
+        raise DownloadError(
+            f"{reference}: the Hub states no digest of this file, so it could not be "
+            f"verified. Give it: ensure_model({reference!r}, sha256='…')"
+        )
+
+
+_MOST_UNVERIFIED_BYTES = 10 * 10**6
+"""The Hub keeps files beyond this size by their digest, always."""
 
 
 def _missing(wanted: WantedModel, path: str, known: list[RepoFile]) -> ModelError:
@@ -207,10 +234,15 @@ def _check(
     wanted: WantedModel, file: RepoFile, path: Path, bar: FileBar, *, moves: bool
 ) -> None:
     """Raise unless the bytes are the ones that were pinned, or that the Hub stated."""
-    stated = path.resolve().name  # in the cache, a large file is named by its digest
-    expected = file.sha256 or (stated if is_digest(stated) else None)
+    expected = _stated(file, path)
     if expected is not None:
         verify(path, expected, bar, f"{wanted.repo}:{file.path}", moves=moves)
+
+
+def _stated(file: RepoFile, path: Path) -> str | None:
+    """Return the digest that was pinned, or that the Hub stated, or None."""
+    name = path.resolve().name  # in the cache, a large file is named by its digest
+    return file.sha256 or (name if is_digest(name) else None)
 
 
 def verify(
@@ -263,4 +295,5 @@ def _local(wanted: WantedModel, here: dict[str, Path]) -> LocalModel:
         sum(place.stat().st_size for place in places),
         known_digest(places[0]),
         projector,
+        all(_stated(file, here[file.path]) is not None for file in wanted.files),
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ from llamatelemetry._environment import Token, detect_platform, find_token
 from llamatelemetry._internet import Probe, start_probe
 from llamatelemetry.exceptions import (
     ConfigurationError,
+    DownloadError,
     LLCudaError,
     ModelError,
     OfflineError,
@@ -169,7 +171,7 @@ def resolve_file(
         return ResolvedFile(
             url=f"{base}/{quote(commit, safe='')}/{quote(path)}",
             location=found.location,
-            headers={"Authorization": f"Bearer {key.value}"} if key else {},
+            headers=key.headers if key else {},
             size=found.size,
             etag=found.etag,
             commit=commit,
@@ -281,7 +283,9 @@ def fetch_file(
     size: int | None = None,
     token: Token | None = None,
 ) -> Path:
-    """Transfer a file into the cache; the library resumes and locks.
+    """Transfer a file into the cache; the library writes and locks.
+
+    It takes up a broken connection where it broke, but begins anew in a new process.
 
     Args:
         repo: ``owner/repository``.
@@ -302,7 +306,15 @@ def fetch_file(
         OfflineError: There is no connection.
         DownloadError: The transfer breaks off again and again.
     """
-    from huggingface_hub import hf_hub_download  # noqa: PLC0415
+    from huggingface_hub import constants, hf_hub_download  # noqa: PLC0415
+
+    stated = resolve_file(repo, path, revision, token=token).etag
+    # It becomes a file's name, and a mirror may state what it likes.
+    if stated is not None and not _PLAIN_NAME.fullmatch(stated):
+        raise DownloadError(
+            f"{repo}:{path}: {constants.ENDPOINT} states no digest but something that "
+            "looks like a path; nothing was fetched."
+        )
 
     def give_room() -> None:
         sweep_incomplete(cache, all_of_them=True)
@@ -327,6 +339,7 @@ def fetch_file(
     return Path(_ask(repo, transfer, _TRANSFER_DELAYS, lambda: bar.farthest))
 
 
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 _TRANSFER_DELAYS = (1.0, 2.0, 4.0, 8.0)
 _MOST_TRANSFERS = 50
 _MOST_SILENCE_SECONDS = 30
@@ -442,12 +455,19 @@ def _unless_offline(call: Callable[[], _Answer], repo: str) -> _Answer:
     with contextlib.suppress(queue.Empty):
         return answers.get(timeout=_OFFLINE_SECONDS)()
     found = probe.result()
-    if found.available is False:
-        raise OfflineError(
-            f"{repo}: the Hub cannot be reached ({found.reason}); "
-            f"{detect_platform().internet_advice}"
+    with contextlib.suppress(queue.Empty):
+        if found.available is None:  # it found no answer either, in its 2 s
+            return answers.get(timeout=_OFFLINE_SECONDS)()
+        if found.available:
+            return answers.get(timeout=_LONGEST_SECONDS)()
+    if found.available:
+        raise DownloadError(
+            f"{repo}: the Hub has not answered for {_LONGEST_SECONDS:g} s. Try again."
         )
-    return answers.get()()
+    raise OfflineError(
+        f"{repo}: the Hub cannot be reached ({found.reason}); "
+        f"{detect_platform().internet_advice}"
+    )
 
 
 def _raise(error: BaseException) -> NoReturn:
@@ -455,6 +475,7 @@ def _raise(error: BaseException) -> NoReturn:
 
 
 _OFFLINE_SECONDS = 3.0
+_LONGEST_SECONDS = 60.0
 
 
 def _meaning(error: Exception, repo: str) -> LLCudaError:

@@ -66,8 +66,11 @@ def cached_models(cache: Path) -> list[tuple[str, int]]:
 
 def discard_cached(path: Path) -> None:
     """Delete a file of the cache whose content is wrong: the link and what it names."""
-    with contextlib.suppress(OSError):
-        path.resolve().unlink()
+    real = path.resolve()
+    repo = next((up for up in path.parents if up.name.startswith("models--")), None)
+    # A link may lead anywhere: a mirror can name the blob as it likes.
+    if repo is not None and real.parent == repo.resolve() / "blobs":
+        real.unlink(missing_ok=True)
     path.unlink(missing_ok=True)
 
 

@@ -38,6 +38,9 @@ _NO_CONNECTION = {
 }
 
 
+_FINAL = {"OfflineModeIsEnabled", "TooManyRedirects", "FileMetadataError"}
+
+
 class FileMissingError(ModelError):
     """There is no such file; what there is instead is not known yet."""
 
@@ -60,7 +63,7 @@ def is_passing(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
         return isinstance(error, (ConnectionError, TimeoutError))
     names = {type(link).__name__ for link in _chain(error)}
-    return "OfflineModeIsEnabled" not in names
+    return not names & _FINAL
 
 
 def meaning(

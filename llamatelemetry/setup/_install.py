@@ -31,7 +31,7 @@ from llamatelemetry.setup._download import PinnedFile, download
 from llamatelemetry.setup._hub import resolve_file
 from llamatelemetry.setup._manifest import EngineEntry, install_name
 
-__all__ = ["fetch_unpacked", "install", "install_copy", "program_in"]
+__all__ = ["fetch_unpacked", "files_of", "install", "install_copy", "program_in"]
 
 _RUNNABLE = 0o755
 
@@ -126,19 +126,21 @@ def _install(
     final = root / name
     with locked(root / ".locks" / f"{name}.lock", waiting=bar.check):
         found = read_record(final)
-        if found is not None:  # another process has done it meanwhile
+        if (
+            found is not None and found.sha256 == entry.sha256
+        ):  # another process has done it meanwhile
             return found
         staging, archive = (
             root / ".staging" / name,
             root / ".staging" / f"{name}.archive",
         )
-        for left in (staging, final):
-            remove_tree(left)
+        remove_tree(staging)
         staging.mkdir(parents=True)
         try:
             fill(staging, archive)
             record = _prove(entry, staging, bar)
             write_json(staging / RECORD_NAME, record.to_json())
+            remove_tree(final)  # a broken one, kept until there is another
             staging.rename(final)
         except BaseException:
             remove_tree(staging)
@@ -203,7 +205,7 @@ def _prove(entry: EngineEntry, folder: Path, bar: FileBar) -> InstalledEngine:
         entry.arguments,
         tuple(libraries),
         None,
-        state_of(program),
+        files_of(folder),
     )
     facts = probe_engine(engine_of_record(record))
     if entry.compute_capabilities and not facts.devices:
@@ -212,6 +214,15 @@ def _prove(entry: EngineEntry, folder: Path, bar: FileBar) -> InstalledEngine:
             "what it was built with?"
         )
     return replace(record, build=facts.build or entry.build, devices=facts.devices)
+
+
+def files_of(folder: Path) -> dict[str, tuple[int, int, str]]:
+    """Return size, time of change and SHA-256 of each file below a folder."""
+    return {
+        path.relative_to(folder).as_posix(): (*state_of(path), sha256_of(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.is_symlink()
+    }
 
 
 def program_in(folder: Path, entry: EngineEntry) -> Path:

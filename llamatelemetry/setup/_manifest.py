@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+from llamatelemetry._units import without_secrets
 from llamatelemetry.exceptions import ConfigurationError
 from llamatelemetry.setup._checksums import checked_digest
 
@@ -17,6 +19,7 @@ __all__ = [
     "EngineEntry",
     "Manifest",
     "WheelIndex",
+    "entry_of",
     "install_name",
     "manifest",
     "read_manifest",
@@ -27,6 +30,14 @@ MANIFEST_VARIABLE = "LLAMATELEMETRY_ENGINES"
 
 _KINDS = ("zst", "tar", "file")
 _DIGEST_SHOWN = 12
+_OPTIONAL = ("url", "repo", "path", "revision", "least_driver", "least_glibc", "note")
+_KINDS_OF: tuple[tuple[str, str], ...] = (
+    *((name, "text") for name in ("id", "sha256", "archive", "executable")),
+    *((name, "text or null") for name in _OPTIONAL),
+    *((name, "texts") for name in ("arguments", "compute_capabilities")),
+    *((name, "number or null") for name in ("bytes", "build")),
+)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +87,8 @@ class EngineEntry:
 
     @property
     def origin(self) -> str:
-        """Where it comes from, for messages."""
-        return self.url or f"{self.repo}:{self.path}"
+        """Where it comes from, for messages; an address without its query."""
+        return without_secrets(self.url) if self.url else f"{self.repo}:{self.path}"
 
     @property
     def source(self) -> str:
@@ -152,7 +163,9 @@ def read_manifest(path: Path) -> Manifest:
         raise ConfigurationError(
             f"the manifest of engines {path} cannot be read: {error.strerror}"
         ) from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (
+        ValueError, TypeError, KeyError, AttributeError, RecursionError,
+    ) as error:  # fmt: skip
         raise ConfigurationError(
             f"the manifest of engines {path} is none: {error}; see "
             "llamatelemetry/setup/engines.json for how one is written"
@@ -162,7 +175,7 @@ def read_manifest(path: Path) -> Manifest:
 def _manifest(values: dict[str, Any]) -> Manifest:
     wheels = values.get("wheels", {})
     return Manifest(
-        tuple(_entry(entry) for entry in values["engines"]),
+        tuple(entry_of(entry) for entry in values["engines"]),
         wheels.get("package", "xllamacpp"),
         tuple(
             WheelIndex(
@@ -173,16 +186,40 @@ def _manifest(values: dict[str, Any]) -> Manifest:
     )
 
 
-def _entry(values: dict[str, Any]) -> EngineEntry:
+def _is_of(value: object, kind: str) -> bool:
+    """Whether a value that JSON held is of a kind."""
+    if kind == "texts":
+        return isinstance(value, tuple) and all(isinstance(x, str) for x in value)
+    if kind == "number or null":
+        return value is None or (type(value) is int and value >= 0)
+    return isinstance(value, str) or (value is None and "null" in kind)
+
+
+def entry_of(values: dict[str, Any]) -> EngineEntry:
+    """Return the entry that somebody else wrote, once all its values are sound.
+
+    Raises:
+        TypeError: A value is missing, too much, or of another kind.
+        ValueError: A name could lead out of a folder, or a value means nothing.
+    """
     plain: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in values.items()
     }
     entry = EngineEntry(**plain)
-    checked_digest(entry.sha256)
-    if entry.archive not in _KINDS or (entry.url is None) == (entry.repo is None):
+    kinds = [(name, getattr(entry, name), kind) for name, kind in _KINDS_OF]
+    wrong = [name for name, value, kind in kinds if not _is_of(value, kind)]
+    if wrong:
+        raise TypeError(f"{', '.join(wrong)}: not of the kind it should be")
+    if not _NAME.fullmatch(entry.id) or not _NAME.fullmatch(entry.executable):
+        raise ValueError(
+            f"id {entry.id!r} and executable {entry.executable!r} are names of "
+            "letters, digits, '.', '_' and '-'"
+        )
+    places = (entry.url is None, entry.repo is not None, entry.path is not None)
+    if entry.archive not in _KINDS or len(set(places)) > 1:
         raise ValueError(
             f"{entry.id}: archive is one of {', '.join(_KINDS)}, and either url or "
             "repo and path are given"
         )
-    return entry
+    return replace(entry, sha256=checked_digest(entry.sha256))

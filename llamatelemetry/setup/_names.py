@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from llamatelemetry._units import printable
@@ -47,6 +48,7 @@ _QUANTIZATION = re.compile(
 USUAL_QUANTIZATION = "Q4_K_M"
 """What is meant where a repository has several and none is named."""
 _MOST_NAMES = 32
+_MOST_COMPARED = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,8 @@ def model_files(files: Iterable[RepoFile]) -> list[ModelFile]:
     models = []
     for (_, count), parts in groups.items():
         sizes = [part.size for part in parts if part.size is not None]
-        if len(sizes) == count:
+        names = {part.path for part in parts}
+        if len(sizes) == count and names == set(shard_names(parts[0].path)):
             paths = tuple(sorted(part.path for part in parts))
             models.append(ModelFile(quantization_label(paths[0]), paths, sum(sizes)))
     return sorted(models, key=lambda model: (model.size, model.paths))
@@ -212,7 +215,7 @@ def choose_model(repo: str, models: Sequence[ModelFile], wanted: str | None) -> 
     """
     if not models:
         raise ModelError(f"{repo}: the repository holds no GGUF model.")
-    label = (wanted or USUAL_QUANTIZATION).upper()
+    label = (wanted or USUAL_QUANTIZATION).strip().upper()
     for name in (label, f"UD-{label}"):
         found = [model for model in models if model.label == name]
         if len(found) == 1:
@@ -241,6 +244,6 @@ def shown_names(names: Sequence[str]) -> str:
 
 def nearest_names(wanted: str, names: Iterable[str], most: int = 4) -> list[str]:
     """Return the names most like one that does not exist, the likest first."""
-    plain = {name.lower(): name for name in names}
+    plain = {name.lower(): name for name in islice(names, _MOST_COMPARED)}
     found = get_close_matches(wanted.lower(), plain, n=most, cutoff=0.5)
     return [plain[name] for name in found]

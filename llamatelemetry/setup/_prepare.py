@@ -22,7 +22,7 @@ from llamatelemetry.setup._together import run_both
 from llamatelemetry.setup._wanted import WantedModel, read_wanted
 from llamatelemetry.setup.catalog import CatalogModel
 from llamatelemetry.setup.engines import EMBEDDED_NOTE, EngineRequest, warn
-from llamatelemetry.setup.models import local_model
+from llamatelemetry.setup.models import local_model, warn_unverified
 
 if TYPE_CHECKING:
     from llamatelemetry.gguf.memory import MemoryPlan
@@ -154,28 +154,33 @@ def prepare(
         ...     prepared.config(), engine=prepared.engine
         ... )
     """
+    find_token = token_finder(token)
+    del token  # no traceback shows it
     name = model.id if isinstance(model, CatalogModel) else model
     gpus = tuple(detect_gpus())
     folder = Path(capsule) if capsule is not None else None
+    attached = None
     if folder is None:
-        folder = find_capsule(None if name is None else os.fspath(name))
+        folder = attached = find_capsule(None if name is None else os.fspath(name))
     work = _Preparation(
         gpus,
         None if folder is not None else _settled(name, gpus),
         engine,
         Path(cache_dir).expanduser().absolute() if cache_dir else None,
-        token_finder(token),
+        find_token,
         progress,
     )
-    del token  # no traceback shows it
     if folder is not None:
         text = None if name is None else os.fspath(name)
+        if attached is not None and not dry_run:
+            warn([f"the attached capsule {attached} is used: its model and its engine"])
         return work.open_capsule(folder, text, dry_run=dry_run)
     if dry_run:
         return work.tell()
     notices: list[str] = []
     prepared = work.run(notices)
     warn(notices)
+    warn_unverified(prepared.model)
     return prepared
 
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from llamatelemetry._address import without_secrets
+from llamatelemetry._environment import Token
+from llamatelemetry._units import without_secrets
 from llamatelemetry.exceptions import ConfigurationError
+from llamatelemetry.setup._capsule_files import listing_digest
 from llamatelemetry.setup._checksums import is_digest, sha256_of
 from llamatelemetry.setup._choose import with_digest
 from llamatelemetry.setup._hub import resolve_file
 from llamatelemetry.setup._manifest import EngineEntry, manifest
-from llamatelemetry.setup._names import nearest_names, parse_reference
+from llamatelemetry.setup._names import (
+    HubReference,
+    nearest_names,
+    parse_reference,
+)
 
 __all__ = ["entry_of_folder", "entry_of_source"]
 
@@ -22,13 +29,16 @@ _TAR = re.compile(r"\.(?:tar(?:\.(?:gz|xz|bz2|zst))?|tgz|txz)$", re.IGNORECASE)
 _DEFAULT_PROGRAM = "llama-server"
 
 
-def entry_of_source(source: str, sha256: str | None) -> EngineEntry | None:
+def entry_of_source(
+    source: str, sha256: str | None, find_token: Callable[[], Token | None]
+) -> EngineEntry | None:
     """Return the entry of an engine that a user names by where it is.
 
     Args:
         source: A name of the manifest; "owner/repository:path"; a URL.
         sha256: The digest it must have. None: the one that is pinned in the manifest,
             or that the Hub states.
+        find_token: Finds the token, where the Hub has to be asked.
 
     Returns:
         The entry, or None if the text is none of these: a program, then.
@@ -42,7 +52,7 @@ def entry_of_source(source: str, sha256: str | None) -> EngineEntry | None:
         return known if sha256 is None else with_digest(known, sha256)
     reference = parse_reference(source)
     if reference is not None and ":" in source:
-        return _of_hub(reference.repo, reference.path, reference.revision, sha256)
+        return _of_hub(reference, sha256, find_token)
     if source.lower().startswith(("https://", "http://")):
         if sha256 is None:
             raise ConfigurationError(
@@ -58,7 +68,7 @@ def entry_of_source(source: str, sha256: str | None) -> EngineEntry | None:
 def entry_of_folder(folder: Path) -> EngineEntry:
     """Return the entry of an engine that lies unpacked in a folder.
 
-    Its digest is that of the program, as good a name for it as that of an archive.
+    Its digest is of all its files: as good a name for it as that of an archive.
 
     Raises:
         ConfigurationError: There is no llama-server and no llama in it.
@@ -66,7 +76,13 @@ def entry_of_folder(folder: Path) -> EngineEntry:
     for name, arguments in ((_DEFAULT_PROGRAM, ()), ("llama", ("serve",))):
         found = sorted(place for place in folder.rglob(name) if place.is_file())
         if found:
-            entry = _entry(str(folder), folder.name, sha256_of(found[0]), url=None)
+            files = [
+                {"path": str(path.relative_to(folder)), "sha256": sha256_of(path)}
+                for path in folder.rglob("*")
+                if path.is_file()
+            ]
+            digest = listing_digest(files, {})
+            entry = _entry(str(folder), folder.name, digest, url=None)
             return replace(entry, executable=name, arguments=arguments)
     raise ConfigurationError(
         f"{folder} holds no engine: there is neither {_DEFAULT_PROGRAM} nor llama in it"
@@ -86,15 +102,18 @@ def _refuse_misspelt(source: str) -> None:
 
 
 def _of_hub(
-    repo: str, path: str | None, revision: str | None, sha256: str | None
+    reference: HubReference,
+    sha256: str | None,
+    find_token: Callable[[], Token | None],
 ) -> EngineEntry:
+    repo, path, revision = reference.repo, reference.path, reference.revision
     if path is None:
         raise ConfigurationError(
             f"{repo}: name the engine's file in it: '{repo}:path/to/engine.tar.gz'"
         )
     digest = sha256
     if digest is None:
-        found = resolve_file(repo, path, revision)
+        found = resolve_file(repo, path, revision, token=find_token())
         if found.etag is None or not is_digest(found.etag):
             raise ConfigurationError(
                 f"{repo}:{path}: the Hub states no digest of this file; give it: "
@@ -108,7 +127,7 @@ def _of_hub(
 def _entry(origin: str, file_name: str, sha256: str, *, url: str | None) -> EngineEntry:
     """Return an entry of which nothing is known but where it is, and its digest."""
     kind, program, arguments = _kind_of(file_name)
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", file_name).strip("-.") or "engine"
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", file_name).strip("-._")[:80] or "engine"
     return EngineEntry(
         id=plain,
         url=url,

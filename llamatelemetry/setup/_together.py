@@ -67,19 +67,29 @@ def run_together(
             while not task.ended.wait(_POLL_SECONDS):
                 if called_off is not None and called_off.is_set():
                     event.set()
+                if any(other.error is not None for other in tasks):
+                    _say_farewell(tasks)
+                    break
     except BaseException:
         event.set()
-        deadline = Deadline.after(_FAREWELL_SECONDS)
-        for task in tasks:
-            # One that waits for a byte ends with its time limit, and writes no more.
-            if task.ident is not None:
-                task.ended.wait(deadline.remaining)
+        _say_farewell(tasks)
         raise
     errors = [task.error for task in tasks if task.error is not None]
     # Those that were called off say nothing of why.
     for error in sorted(errors, key=lambda each: isinstance(each, CancelledError)):
         raise error
     return [task.answer for task in tasks]  # type: ignore[misc]
+
+
+def _say_farewell(tasks: Sequence[_Task]) -> None:
+    """Wait a little for those that were called off.
+
+    One that waits for a byte ends with its own time limit, and writes no more.
+    """
+    deadline = Deadline.after(_FAREWELL_SECONDS)
+    for task in tasks:
+        if task.ident is not None:
+            task.ended.wait(deadline.remaining)
 
 
 def run_both(

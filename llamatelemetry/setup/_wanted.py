@@ -146,7 +146,7 @@ def with_files(wanted: WantedModel, known: Sequence[RepoFile]) -> WantedModel:
     """
     first = choose_model(wanted.repo, model_files(known), wanted.reference.path)
     by_path = {file.path: file for file in known}
-    files = [by_path[path] for path in shard_names(first)]
+    files = [by_path[path] for path in shard_names(first) if path in by_path]
     _check_digest_names_one(files, wanted.digest)
     if wanted.digest is not None:
         files = [replace(files[0], sha256=wanted.digest)]

@@ -23,6 +23,7 @@ from llamatelemetry.server.engine import Engine, engine_of_record
 from llamatelemetry.server.probing import probe_engine
 from llamatelemetry.setup._checksums import mismatch, sha256_of
 from llamatelemetry.setup._disk import locked, remove_tree, write_json
+from llamatelemetry.setup._install import files_of
 from llamatelemetry.setup._machine import Machine, measure_machine
 from llamatelemetry.setup._manifest import WheelIndex, manifest
 from llamatelemetry.setup._pip import run_pip
@@ -53,7 +54,7 @@ def install_wheel(sha256: str | None) -> Engine:
     if sha256 is not None:
         final = root / f"{name}-{sha256[:12]}"
         record = read_record(final)
-        if record is not None:
+        if record is not None and record.sha256 == sha256:
             return engine_of_record(record, index.note)
     with locked(root / ".locks" / f"{name}.lock"):
         wheel = _downloaded(root / ".staging" / name, index)
@@ -117,13 +118,14 @@ def _unpacked(wheel: Path, sha256: str, final: Path, index: WheelIndex) -> Engin
         remove_tree(left)
     options = ["--no-deps", "--no-index", "--no-compile", "--target", str(staging)]
     run_pip("install", *options, str(wheel), seconds=_UNPACK_SECONDS)
-    record = InstalledEngine(staging, final.name, sha256, None, "", (), (), ".", (0, 0))
+    files = files_of(staging)
+    record = InstalledEngine(staging, final.name, sha256, None, "", (), (), ".", files)
     facts = probe_engine(engine_of_record(record))
     if not facts.devices:
         remove_tree(staging)
         raise EngineNotFoundError(f"{wheel.name} runs, but sees none of the cards")
     record = InstalledEngine(
-        final, final.name, sha256, facts.build, "", (), (), ".", (0, 0), facts.devices
+        final, final.name, sha256, facts.build, "", (), (), ".", files, facts.devices
     )
     write_json(staging / RECORD_NAME, record.to_json())
     staging.rename(final)

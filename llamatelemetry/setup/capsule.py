@@ -11,7 +11,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 from llamatelemetry import __version__
@@ -37,11 +39,14 @@ from llamatelemetry.setup._capsule_files import (
     write_metadata,
 )
 from llamatelemetry.setup._capsule_wheels import check_wheels, pack_wheels
+from llamatelemetry.setup._checksums import mismatch
 from llamatelemetry.setup._disk import remove_tree, require_space, write_json
-from llamatelemetry.setup._fetch import LocalModel, verify
+from llamatelemetry.setup._fetch import LocalModel, ModelFetch, verify
+from llamatelemetry.setup._hub import token_finder
 from llamatelemetry.setup._needs import least_build
 from llamatelemetry.setup._wanted import read_wanted
-from llamatelemetry.setup.models import ensure_model
+from llamatelemetry.setup.catalog import catalog
+from llamatelemetry.setup.models import get_model
 
 __all__ = ["Capsule", "open_capsule", "open_model", "pack"]
 
@@ -111,24 +116,27 @@ def pack(
         SetupError: Something cannot be fetched, or there is no room.
         ModelError: See :func:`ensure_model`.
     """
+    find_token = token_finder(token)
+    del token  # no traceback shows it
     place = Path(folder).expanduser().absolute()
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise ConfigurationError(f"{place} is not empty; name a new folder")
     check_wheels(wheels)
-    found = ensure_model(model, token=token, progress=progress)
-    del token  # no traceback shows it
+    found = get_model(model, ModelFetch(find_token=find_token, shown=progress))
     place.parent.mkdir(parents=True, exist_ok=True)
     require_space(place, found.size, f"the capsule of {found.name}")
-    building = place.with_name(f".{place.name}.packing")
-    remove_tree(building)
-    building.mkdir()
+    building = Path(mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    building.chmod(0o755)
     try:
         lock: dict[str, Any] = {
             "format": _FORMAT,
             "made_by": f"llamatelemetry {__version__}",
             "model": _pack_model(found, building, shown=progress),
             "engine": pack_engine(
-                engine_entry(engine, least_build(found)), building, shown=progress
+                engine_entry(engine, least_build(found), find_token),
+                building,
+                find_token,
+                shown=progress,
             ),
             "wheels": pack_wheels(wheels, building, python_version),
         }
@@ -143,6 +151,28 @@ def pack(
     files = [each for each in place.rglob("*") if each.is_file()]
     size = sum(each.stat().st_size for each in files)
     return Capsule(place, found.name, lock["engine"]["id"], size, len(files))
+
+
+def _check_catalog(lock: dict[str, Any], place: Path) -> None:
+    """Refuse a capsule that calls another file by a name of the catalog.
+
+    Raises:
+        ChecksumError: It does.
+    """
+    told = lock["model"]
+    known = {entry.id: entry for entry in catalog()}.get(str(told["name"]).lower())
+    if known is None:
+        return
+    pinned = [file.sha256 for file in known.files]
+    packed = [file["sha256"] for file in told["files"]]
+    for expected, actual in zip_longest(pinned, packed):
+        if expected not in (None, actual):
+            raise mismatch(
+                f"{told['name']} in the capsule {place}",
+                expected=str(expected),
+                actual=str(actual),
+                advice="It is not the model that the catalog has by this name.",
+            )
 
 
 def _pack_model(model: LocalModel, building: Path, *, shown: bool) -> dict[str, Any]:
@@ -194,6 +224,7 @@ def open_model(
     name = str(lock["model"]["name"])
     if not holds(lock, model):
         raise ConfigurationError(f"the capsule {place} holds {name}, not {model}")
+    _check_catalog(lock, place)
     paths = []
     for entry in lock["model"]["files"]:
         path = check_inside(place, entry["path"])

@@ -8,13 +8,16 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from llamatelemetry._environment import Token
 from llamatelemetry._progress import FileBar
 from llamatelemetry.exceptions import (
     ChecksumError,
+    ConfigurationError,
     EngineNotFoundError,
     LLCudaError,
+    OfflineError,
     SetupError,
     SetupWarning,
 )
@@ -26,7 +29,7 @@ from llamatelemetry.server.engine import (
     engine_of_record,
     find_engine,
 )
-from llamatelemetry.setup._checksums import checked_digest
+from llamatelemetry.setup._checksums import checked_digest, mismatch, sha256_of
 from llamatelemetry.setup._choose import (
     EngineChoice,
     check_build,
@@ -85,13 +88,14 @@ def ensure_engine(
         ConfigurationError: What was named is no engine.
         SetupError: The engines that fit cannot be fetched: no connection, no room.
     """
+    find_token = token_finder(token)
+    del token  # no traceback shows it
     request = EngineRequest(
         min_build=least_build(model, min_build),
         sha256=None if sha256 is None else checked_digest(sha256),
-        find_token=token_finder(token),
+        find_token=find_token,
         shown=progress,
     )
-    del token  # no traceback shows it
     found = request.get() if engine is None else request.get_named(engine)
     warn(request.notices)
     return found
@@ -154,11 +158,17 @@ class EngineRequest:
         if choice.engine is not None:
             return choice.engine
         failures: list[tuple[EngineEntry, LLCudaError]] = []
+        without: set[str] = set()
         for entry in choice.candidates:
+            host = urlsplit(entry.url or "").hostname or "the Hub"
+            if host in without:  # nobody waits for each of its files
+                continue
             try:
                 return self._install(entry)
             except LLCudaError as error:
                 failures.append((entry, error))
+                if isinstance(error, OfflineError):
+                    without.add(host)
         unfetched = [
             (entry, error)
             for entry, error in failures
@@ -190,9 +200,25 @@ class EngineRequest:
             return None
         from llamatelemetry.setup._sources import entry_of_source  # noqa: PLC0415
 
-        return entry_of_source(text, self.sha256)
+        return entry_of_source(text, self.sha256, self.find_token)
 
     def _found(self, engine: EngineLike) -> Engine:
+        """Return a program of this machine; compared with the digest, if one is given.
+
+        Raises:
+            ConfigurationError: A digest is given for what is no single file.
+        """
+        if self.sha256 is not None:
+            path = Path(engine) if isinstance(engine, (str, os.PathLike)) else None
+            if path is None or not path.expanduser().is_file():
+                raise ConfigurationError(
+                    f"sha256 is the digest of one file, which {engine!r} is not"
+                )
+            actual = sha256_of(path.expanduser())
+            if actual != self.sha256:
+                raise mismatch(
+                    str(path), expected=self.sha256, actual=actual, advice="Not run."
+                )
         if engine == EMBEDDED:
             # Its package is here, so it runs: no need to start it to find out.
             found = embedded_engine() or find_engine(EMBEDDED)

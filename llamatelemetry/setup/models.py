@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 from llamatelemetry._demo import DEMO_MODEL
 from llamatelemetry._progress import FileBar
-from llamatelemetry.exceptions import ModelError
+from llamatelemetry.exceptions import ModelError, SetupWarning
 from llamatelemetry.setup._checksums import checked_digest
 from llamatelemetry.setup._fetch import LocalModel, ModelFetch, verify
 from llamatelemetry.setup._hub import token_finder
 from llamatelemetry.setup._names import nearest_names, shown_names
 from llamatelemetry.setup._search import attached_models
 from llamatelemetry.setup._wanted import read_wanted
+from llamatelemetry.setup.catalog import CatalogModel
 
-__all__ = ["LocalModel", "ensure_model", "local_model"]
+__all__ = [
+    "LocalModel",
+    "ensure_model",
+    "get_model",
+    "local_model",
+    "warn_unverified",
+]
 
 
 def ensure_model(
-    model: str | os.PathLike[str],
+    model: str | os.PathLike[str] | CatalogModel,
     *,
     sha256: str | None = None,
     token: str | None = None,
@@ -55,18 +63,51 @@ def ensure_model(
         OfflineError: It is not here, and there is no connection.
         DownloadError: The transfer broke off again and again.
     """
-    digest = None if sha256 is None else checked_digest(sha256)
-    local = local_model(model, sha256=digest)
-    if local is not None:
-        return local
-    wanted = read_wanted(os.fspath(model), sha256=digest, projector=projector)
+    find_token = token_finder(token)
+    del token  # no traceback shows it
     fetch = ModelFetch(
         cache=Path(cache_dir).expanduser().absolute() if cache_dir else None,
-        find_token=token_finder(token),
+        find_token=find_token,
         shown=progress,
     )
-    del token  # no traceback shows it
+    digest = None if sha256 is None else checked_digest(sha256)
+    found = get_model(model, fetch, sha256=digest, projector=projector)
+    warn_unverified(found)
+    return found
+
+
+def get_model(
+    model: str | os.PathLike[str] | CatalogModel,
+    fetch: ModelFetch,
+    *,
+    sha256: str | None = None,
+    projector: bool = False,
+) -> LocalModel:
+    """Return a model on this machine; see :func:`ensure_model`.
+
+    Args:
+        model: The model.
+        fetch: How it is looked for and fetched.
+        sha256: The digest it must have.
+        projector: Whether the vision projector is wanted too.
+    """
+    named = model.id if isinstance(model, CatalogModel) else model
+    local = local_model(named, sha256=sha256)
+    if local is not None:
+        return local
+    wanted = read_wanted(os.fspath(named), sha256=sha256, projector=projector)
     return fetch.get(wanted)
+
+
+def warn_unverified(model: LocalModel, stacklevel: int = 3) -> None:
+    """Say so where nobody has stated what a model's bytes should be."""
+    if not model.verified:
+        warnings.warn(
+            f"{model.path}: nobody has stated the digest of this file, so it was not "
+            "verified; give it as sha256=",
+            SetupWarning,
+            stacklevel=stacklevel,
+        )
 
 
 def local_model(
@@ -81,8 +122,8 @@ def local_model(
     if model == "demo":
         path = DEMO_MODEL
     else:
-        path = _attached(model) or Path(model).expanduser()
-        if not path.is_file():
+        path = _attached(model) or _expanded(model)
+        if not _is_file(path):
             if not isinstance(model, str) or _is_surely_path(model):
                 raise ModelError(_no_such_file(path))
             return None
@@ -101,10 +142,24 @@ def local_model(
     )
 
 
+def _expanded(model: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(model).expanduser()
+    except RuntimeError:  # no such user
+        return Path(model)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or no name at all
+        return False
+
+
 def _attached(model: str | os.PathLike[str]) -> Path | None:
     """Return the attached file of this name, if there is one, and none here."""
     name = os.fspath(model)
-    if "/" in name or not name.lower().endswith(".gguf") or Path(name).is_file():
+    if "/" in name or not name.lower().endswith(".gguf") or _is_file(Path(name)):
         return None
     found = [path for path in attached_models() if path.name == name]
     return found[0] if len(found) == 1 else None

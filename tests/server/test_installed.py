@@ -57,7 +57,7 @@ def install(name: str, *, age: float = 0.0, **values: Any) -> InstalledEngine:
             "arguments": (),
             "libraries": ("lib",),
             "modules": None,
-            "state": state_of(program),
+            "files": {"bin/llama-server": (*state_of(program), "0" * 64)},
             "devices": ("CUDA0: Tesla T4 (15095 MiB, 14995 MiB free)",),
             **values,
         }
@@ -147,8 +147,8 @@ def test_a_broken_record_is_no_engine(text: str) -> None:
         {"of_another_version": 1},
         {"program": 7},
         {"modules": 7},
-        {"state": None},
-        {"state": [1]},
+        {"files": None},
+        {"files": {"bin/llama-server": [1]}},
     ],
 )
 def test_a_record_of_another_version_is_no_engine(values: dict[str, Any]) -> None:
@@ -178,15 +178,21 @@ def test_a_changed_executable_is_not_whole() -> None:
     assert installed_engines() == []
 
 
-def test_modules_are_whole_while_their_folder_is_there() -> None:
-    """An engine of Python modules has no program, and is gone with its folder."""
-    record = install("one", program="", modules="modules", state=(0, 0))
+def test_an_engine_is_whole_with_all_its_files() -> None:
+    """A library that is replaced, or gone, is seen as a program is."""
+    library = engines_folder() / "one" / "lib" / "libggml.so"
+    record = install("one")
+    library.write_bytes(b"library")
+    known = {**record.files, "lib/libggml.so": (*state_of(library), "1" * 64)}
+    change_record(record, files=known)
+    assert [found.digests for found in installed_engines()] == [
+        {"bin/llama-server": "0" * 64, "lib/libggml.so": "1" * 64}
+    ]
+
+    library.write_bytes(b"another")
+    os.utime(library, (1, 1))
+
     assert installed_engines() == []
-
-    (record.folder / "modules").mkdir()
-
-    assert installed_engines() == [record]
-    assert record.module_path == record.folder / "modules"
 
 
 def test_what_setup_installed_comes_after_the_path(
@@ -226,7 +232,7 @@ def test_the_engine_installed_last_is_used() -> None:
 
 def test_modules_that_setup_installed_are_an_embedded_engine() -> None:
     """Another xllamacpp is run by this Python, with its modules before all others."""
-    record = install("one", program="", modules="modules", state=(0, 0))
+    record = install("one", program="", modules="modules", files={})
     (record.folder / "modules").mkdir()
 
     engine = engine_of_record(record, "it was the only one")

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -200,7 +201,12 @@ def test_prepare_finds_an_attached_capsule_by_itself(
     monkeypatch.setattr(_environment, "_ROOT", tmp_path / "root")
 
     assert find_capsule() == find_capsule(NAME) == capsule
-    assert prepare(progress=False).model.path.is_relative_to(capsule)
+    with pytest.warns(
+        SetupWarning, match=f"attached capsule {capsule} is used"
+    ) as said:
+        assert prepare(progress=False).model.path.is_relative_to(capsule)
+    assert said[0].filename == __file__
+    warnings.simplefilter("ignore", SetupWarning)
     assert prepare(NAME, progress=False).model.path.is_relative_to(capsule)
     plan = prepare(NAME, dry_run=True)
     assert plan.download_bytes == 0
@@ -271,7 +277,7 @@ def rewrite(capsule: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda lock: lock.update(format=9), "its format is 9"),
         (lambda lock: lock.pop("engine"), "'engine' is missing"),
         (lambda lock: lock["model"]["files"][0].pop("sha256"), "'sha256' is missing"),
-        (lambda lock: lock["model"].update(files=[]), "no path or no digest"),
+        (lambda lock: lock["model"].update(files=[]), "no path, no size or no digest"),
         (lambda lock: lock["engine"]["entry"].pop("id"), "not understood"),
     ],
 )

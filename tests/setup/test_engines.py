@@ -465,9 +465,10 @@ def test_no_connection_is_told_for_every_engine(
     manifest_of(
         entry(b"1", id="one", url="http://127.0.0.1:9/one"),
         entry(b"2", id="two", url="http://127.0.0.1:9/two"),
+        entry(b"3", id="three", url="http://127.0.0.2:9/three"),
     )
 
-    with pytest.raises(OfflineError, match="- one: .*\n- two: ") as raised:
+    with pytest.raises(OfflineError, match="- one: .*\n- three: ") as raised:
         ensure_engine(progress=False)
     assert "ensure_engine('embedded')" in str(raised.value)
 

@@ -26,6 +26,7 @@ from llamatelemetry.exceptions import (
     LLCudaError,
     ModelError,
     OfflineError,
+    SetupWarning,
 )
 from llamatelemetry.gguf import read_header
 from llamatelemetry.setup import catalog as catalog_module
@@ -196,8 +197,12 @@ def test_an_attached_dataset_is_used_without_the_hub(
     attached.write_bytes(model_bytes)
 
     assert ensure_model("demo-1b", progress=False).path == attached
-    for name in (f"{REPO}:demo-Q8_0.gguf", f"{REPO}:Q8_0", "demo-Q8_0.gguf"):
-        assert ensure_model(name, progress=False).path == attached
+    assert ensure_model("demo-Q8_0.gguf", progress=False).path == attached
+    for name in (f"{REPO}:demo-Q8_0.gguf", f"{REPO}:Q8_0"):
+        with pytest.warns(SetupWarning, match="nobody has stated the digest"):
+            assert ensure_model(name, progress=False).path == attached
+        digest = small_catalog.files[0].sha256
+        assert ensure_model(name, sha256=digest, progress=False).path == attached
     assert hub.requests == []
 
     attached.write_bytes(model_bytes[:-1] + b"x")
