@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llamatelemetry._environment import cache_folder
-from llamatelemetry.exceptions import ChecksumError, ConfigurationError
+from llamatelemetry.exceptions import ChecksumError, ConfigurationError, SetupError
 from llamatelemetry.setup._disk import locked, write_json
 
 __all__ = ["checked_digest", "known_digest", "mismatch", "remember", "sha256_of"]
@@ -96,7 +96,8 @@ def remember(path: Path, sha256: str, status: os.stat_result | None = None) -> N
         status: What it was when it began to be read; nothing is remembered of a file
             that has changed since. None: what it is now.
     """
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs time only
+    # A cache that cannot be written costs time only.
+    with contextlib.suppress(OSError, SetupError):
         real = path.resolve(strict=True)
         state = _state(real.stat())
         if status is not None and _state(status) != state:

@@ -12,11 +12,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from llamatelemetry._environment import detect_platform
+from llamatelemetry._environment import CACHE_VARIABLE, detect_platform
 from llamatelemetry._units import format_file_size
-from llamatelemetry.exceptions import DiskSpaceError
+from llamatelemetry.exceptions import DiskSpaceError, SetupError
 
 __all__ = [
     "bytes_in",
@@ -148,17 +148,31 @@ def locked(path: Path, *, waiting: Callable[[], None] = lambda: None) -> Iterato
     Args:
         path: The lock's file; its folder is made.
         waiting: Called now and then while another one holds it; may raise.
+
+    Raises:
+        SetupError: The folder cannot be written, or has no locks.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.open("a"))
+            while not _takes_lock(file):
                 waiting()
                 time.sleep(_POLL_SECONDS)
+        except OSError as error:
+            raise SetupError(
+                f"{path.parent} cannot be used ({error.strerror}); name another folder "
+                f"in the variable {CACHE_VARIABLE}"
+            ) from error
         yield
+
+
+def _takes_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:

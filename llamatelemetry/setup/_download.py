@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from llamatelemetry._address import PASSING_STATUS, RemoteAddress
+from llamatelemetry._environment import detect_platform
 from llamatelemetry._http import StreamedReply
 from llamatelemetry._internet import start_probe
 from llamatelemetry._progress import FileBar
@@ -302,7 +303,8 @@ class _Transfer:
     def _given_up(self, trouble: _Trouble) -> DownloadError | OfflineError:
         name, words = self._file.name, printable(trouble.words)
         if not self._connected:
-            return OfflineError(f"{name}: {words}. Is there internet here?")
+            advice = detect_platform().internet_advice
+            return OfflineError(f"{name}: {words}; {advice}")
         kept = format_file_size(self._have)
         return DownloadError(
             f"{name}: {words}; {kept} have come and are kept. Run it again later to "

@@ -142,15 +142,24 @@ def pack(
         }
         write_metadata(building, title or f"llamatelemetry capsule {found.name}"[:50])
         write_json(building / LOCK_NAME, lock)
-        if place.exists():
-            place.rmdir()  # empty
-        building.rename(place)
+        _put(building, place)
     except BaseException:
         remove_tree(building)
         raise
     files = [each for each in place.rglob("*") if each.is_file()]
     size = sum(each.stat().st_size for each in files)
     return Capsule(place, found.name, lock["engine"]["id"], size, len(files))
+
+
+def _put(building: Path, place: Path) -> None:
+    """Give a capsule its name, unless somebody else has filled the folder meanwhile."""
+    try:
+        building.rename(place)  # over an empty folder, too
+    except OSError as error:
+        raise ConfigurationError(
+            f"{place} is not empty, or cannot be written ({error.strerror}); name a "
+            "new folder"
+        ) from error
 
 
 def _check_catalog(lock: dict[str, Any], place: Path) -> None:

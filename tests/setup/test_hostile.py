@@ -24,6 +24,7 @@ from llamatelemetry.exceptions import (
     LLCudaError,
     ModelError,
     OfflineError,
+    SetupError,
 )
 from llamatelemetry.server._installed import engines_folder, installed_engines
 from llamatelemetry.setup import (
@@ -443,6 +444,26 @@ def test_a_name_that_can_be_none_is_no_crash(name: str) -> None:
     """What the system itself refuses as a name is an error of ours."""
     with pytest.raises(LLCudaError):
         ensure_model(name)
+
+
+@pytest.mark.parametrize("folder", ["/proc/nope", "/dev/null", "/dev/null/x"])
+def test_a_cache_that_cannot_be_written_is_said(
+    hub: StandInHub,
+    two_t4s: StandInDriver,
+    manifest_of: Manifest,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: str,
+) -> None:
+    """The error names the folder and the variable; a model does not need it."""
+    data = bundle()
+    hub.add("owner/engines", "e.tar.gz", data)
+    hub.add(REPO, "demo-Q8_0.gguf", b"GGUF")
+    manifest_of(entry(data, repo="owner/engines", path="e.tar.gz"))
+    monkeypatch.setenv("LLAMATELEMETRY_CACHE", folder)
+
+    with pytest.raises(SetupError, match=f"{folder}.*LLAMATELEMETRY_CACHE"):
+        ensure_engine(progress=False)
+    assert ensure_model(f"{REPO}:Q8_0", progress=False).size == 4
 
 
 def test_an_address_is_shown_and_packed_without_its_query(
