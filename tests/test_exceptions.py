@@ -52,9 +52,11 @@ def test_the_tree_is_as_drawn() -> None:
 
 
 def test_every_error_is_exported_and_documented() -> None:
-    """__all__ lists exactly the errors, and each has a docstring of its own."""
-    assert sorted(exceptions.__all__) == sorted(ERRORS)
+    """__all__ lists the errors and the one warning; each has a docstring of its own."""
+    assert sorted(exceptions.__all__) == sorted([*ERRORS, "SetupWarning"])
     assert all(kind.__doc__ for kind in ERRORS.values())
+    assert issubclass(exceptions.SetupWarning, UserWarning)
+    assert exceptions.SetupWarning.__doc__
 
 
 @pytest.mark.parametrize(("name", "builtin"), ALSO.items())

@@ -83,7 +83,14 @@ def entry_of_folder(folder: Path) -> EngineEntry:
             ]
             digest = listing_digest(files, {})
             entry = _entry(str(folder), folder.name, digest, url=None)
-            return replace(entry, executable=name, arguments=arguments)
+            # Its own place is nobody's business: a capsule may be published.
+            return replace(
+                entry,
+                executable=name,
+                arguments=arguments,
+                repo="local",
+                path=folder.name,
+            )
     raise ConfigurationError(
         f"{folder} holds no engine: there is neither {_DEFAULT_PROGRAM} nor llama in it"
     )

@@ -130,7 +130,7 @@ def find_model(name: str) -> CatalogModel:
     model = known.get(name.lower())
     if model is not None:
         return model
-    near = nearest_names(name, known)
+    near = nearest_names(name, known, most=_MOST_NAMED)
     instead = "the nearest are" if near else "it has, among others"
     names = near or list(known)[:_MOST_NAMED]
     raise ConfigurationError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -30,7 +31,7 @@ from llamatelemetry.exceptions import (
     SetupWarning,
 )
 from llamatelemetry.server._installed import engines_folder, installed_engines
-from llamatelemetry.setup import open_capsule, pack
+from llamatelemetry.setup import _capsule_wheels, open_capsule, pack
 from llamatelemetry.setup._capsule_files import find_capsule
 from tests.conftest import missing_part
 
@@ -474,6 +475,75 @@ def test_wheels_are_packed_and_install_without_an_index(tmp_path: Path) -> None:
         pack(
             tmp_path / "no", "demo", engine="embedded", wheels=["no-such-thing-at-all"]
         )
+
+
+def test_an_installed_package_packs_itself(tmp_path: Path) -> None:
+    """Where there is no source tree, the wheel is made of what is installed."""
+    built, installed = tmp_path / "built", tmp_path / "installed"
+    root = Path(__file__).parents[2]
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", built, root], check=True)
+    subprocess.run(
+        [
+            *pip, "install", "--no-deps", "--no-index", "--target", installed,
+            *built.glob("*.whl"),
+        ],
+        check=True,
+    )  # fmt: skip
+    program = (
+        "import sys; from pathlib import Path; import llamatelemetry\n"
+        f"assert llamatelemetry.__file__.startswith({str(installed)!r})\n"
+        "from llamatelemetry.setup._capsule_wheels import _own_wheel\n"
+        "_own_wheel(Path(sys.argv[1]))"
+    )
+    again = tmp_path / "again"
+    again.mkdir()
+    subprocess.run(
+        [sys.executable, "-c", program, again],
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        cwd=tmp_path,
+        check=True,
+    )
+
+    with (
+        ZipFile(next(again.glob("*.whl"))) as made,
+        ZipFile(next(built.glob("*.whl"))) as original,
+    ):
+        for name in original.namelist():
+            assert made.read(name) or not original.read(name), name
+        assert set(made.namelist()) >= set(original.namelist())
+        assert made.testzip() is None
+
+
+def test_the_usual_wheels_are_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a word on wheels this package and what it needs are packed."""
+    monkeypatch.setattr(_capsule_wheels, "USUAL_WHEELS", ("mdurl",))
+
+    made = pack(tmp_path / "made", "demo", engine="embedded", progress=False)
+
+    names = {path.name.split("-")[0] for path in made.folder.rglob("*.whl")}
+    assert names == {"llamatelemetry", "mdurl"}
+
+
+def test_a_model_of_another_disk_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo_model: Path
+) -> None:
+    """Where no second name can be given to a file, its bytes are copied."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+
+    made = pack(
+        tmp_path / "made", demo_model, engine="embedded", wheels=[], progress=False
+    )
+
+    copy = next(made.folder.glob("model/*.gguf"))
+    assert copy.read_bytes() == demo_model.read_bytes()
+    assert copy.stat().st_ino != demo_model.stat().st_ino
 
 
 def test_the_package_packs_its_own_wheel(tmp_path: Path) -> None:

@@ -505,7 +505,7 @@ def test_no_connection_at_all_is_offline(
         port = unused.getsockname()[1]
         nowhere = replace(file, url=f"http://127.0.0.1:{port}/engine?key=hf_secret")
 
-        with pytest.raises(OfflineError, match="refused.*Is there internet") as raised:
+        with pytest.raises(OfflineError, match="refused.*internet") as raised:
             download(nowhere, target, bar)
 
     assert "engine.tar.zst" in refused_words(raised.value)
@@ -525,7 +525,7 @@ def test_without_internet_nobody_waits_for_it(
         unused.bind(("127.0.0.1", 0))
         nowhere = replace(file, url=f"http://127.0.0.1:{unused.getsockname()[1]}/x")
 
-        with pytest.raises(OfflineError, match="Is there internet here"):
+        with pytest.raises(OfflineError, match="has internet"):
             download(nowhere, target, bar)
 
 

@@ -30,6 +30,8 @@ from llamatelemetry.exceptions import (
 from llamatelemetry.server import ServerConfig, ServerManager, find_engine
 from llamatelemetry.server._installed import engines_folder, installed_engines
 from llamatelemetry.setup import ensure_engine
+from llamatelemetry.setup._needs import least_build
+from llamatelemetry.setup.catalog import find_model
 
 Manifest = Callable[..., Path]
 REPO = "owner/engines"
@@ -328,6 +330,61 @@ def test_an_engine_can_be_named_in_many_ways(
     assert ensure_engine("embedded").embedded
 
 
+def test_a_repository_alone_names_no_engine(hub: StandInHub) -> None:
+    """The file in it must be named; one without a digest needs the user's."""
+    data = bundle()
+    hub.add(REPO, PATH, data, large=False)
+
+    with pytest.raises(ConfigurationError, match="name the engine's file in it"):
+        ensure_engine(f"https://huggingface.co/{REPO}")
+    with pytest.raises(ConfigurationError, match="states no digest of this file"):
+        ensure_engine(f"{REPO}:{PATH}")
+    engine = ensure_engine(
+        f"{REPO}:{PATH}", sha256=hashlib.sha256(data).hexdigest(), progress=False
+    )
+    assert engine.capabilities().accepts("--port")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("llama-app.zst", single(), ("serve",)),
+        ("llama", engine_script(), ("serve",)),
+        ("llama-server", engine_script(), ()),
+        ("llama-server.zst", single(), ()),
+    ],
+)
+def test_single_files_are_known_by_their_names(
+    hub: StandInHub,
+    two_t4s: StandInDriver,
+    name: str,
+    data: bytes,
+    words: tuple[str, ...],
+) -> None:
+    """ggml-org's one file is `llama serve`; any other is llama-server itself."""
+    hub.add(REPO, name, data)
+
+    engine = ensure_engine(f"{REPO}:{name}", progress=False)
+
+    assert engine.command[1:] == words
+    assert engine.capabilities().accepts("--port")
+
+
+def test_a_file_that_cannot_be_read_needs_any_engine(
+    hub: StandInHub, two_t4s: StandInDriver, manifest_of: Manifest, tmp_path: Path
+) -> None:
+    """What a model's file is wrong about, the server will say; Qwen3.5's is known."""
+    manifest_of(on_hub(hub, bundle(build=7760), build=7760))
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF but no more")
+
+    assert ensure_engine(model=broken, progress=False).source == "setup"
+    assert ensure_engine(model=find_model("qwen3-4b"), progress=False).source == "setup"
+    assert least_build(None) is None
+    assert least_build(find_model("qwen3.5-4b")) == 7761
+    assert least_build("qwen3-4b", 9000) == 9000
+
+
 def test_an_address_needs_a_digest(two_t4s: StandInDriver) -> None:
     """A URL alone pins nothing; the error says what to add, and hides its query."""
     with pytest.raises(ConfigurationError, match="needs the digest") as raised:
@@ -522,6 +579,8 @@ from nvml_tools import StandInDriver
 import ctypes
 pynvml.nvmlLib = ctypes.CDLL({library!r})
 from llamatelemetry.setup import ensure_engine
+from llamatelemetry.setup._needs import least_build
+from llamatelemetry.setup.catalog import find_model
 print(ensure_engine(progress=False).command[0])
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -244,6 +245,38 @@ def test_no_connection_is_offline(
         monkeypatch.setattr(constants, "ENDPOINT", nowhere)
 
         with pytest.raises(OfflineError, match="cannot be reached.*internet"):
+            list_files(REPO)
+
+
+def test_a_hub_that_never_answers_is_not_waited_for(
+    hub: StandInHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is reached and says nothing, and one that is not reached at all."""
+    from huggingface_hub import constants
+
+    from llamatelemetry import _internet
+
+    monkeypatch.setattr(_hub, "_OFFLINE_SECONDS", 0.2)
+    monkeypatch.setattr(_hub, "_LONGEST_SECONDS", 0.3)
+    monkeypatch.setattr(_internet, "_MOST_SECONDS", 0.2)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(8)
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        with pytest.raises(DownloadError, match="has not answered for"):
+            list_files(REPO)
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.socket())
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):  # the kernel drops what comes to a full queue
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        address = f"http://127.0.0.1:{full.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        with pytest.raises(OfflineError, match="no answer from 127.0.0.1"):
             list_files(REPO)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -211,6 +212,62 @@ def test_an_attached_dataset_is_used_without_the_hub(
     attached.write_bytes(model_bytes[:-1])  # another size: another file
     hub.add(REPO, "demo-Q8_0.gguf", model_bytes)
     assert ensure_model("demo-1b", progress=False).path != attached
+
+
+def test_the_projector_of_a_vision_model_comes_too(
+    hub: StandInHub,
+    small_catalog: CatalogModel,
+    model_bytes: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With `projector=True` both files are fetched; where there is none, it is said."""
+    data = b"GGUF projector"
+    extra = CatalogFile(
+        "mmproj-F16.gguf", len(data), hashlib.sha256(data).hexdigest(), None
+    )
+    seeing = dataclasses.replace(small_catalog, id="seeing", mmproj=extra)
+    monkeypatch.setattr(catalog_module, "catalog", lambda: (small_catalog, seeing))
+    hub.add(REPO, "demo-Q8_0.gguf", model_bytes)
+    hub.add(REPO, "mmproj-F16.gguf", data)
+
+    model = ensure_model("seeing", projector=True, progress=False)
+
+    assert model.projector is not None
+    assert model.projector.read_bytes() == data
+    assert [path.name for path in model.files] == ["demo-Q8_0.gguf"]
+    assert "demo-Q8_0.gguf" in repr(model)
+    assert ensure_model(seeing, progress=False).projector is None
+    for name, message in (
+        ("demo-1b", "no vision projector"),
+        (f"{REPO}:Q8_0", "for models of the catalog"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            ensure_model(name, projector=True)
+
+
+def test_a_digest_is_of_one_file(
+    hub: StandInHub, small_catalog: CatalogModel, model_bytes: bytes
+) -> None:
+    """With a catalog's name it takes the pinned one's place; shards have one each."""
+    changed = hub.add(REPO, "demo-Q8_0.gguf", b"GGUF changed")
+    for number in (1, 2):
+        hub.add(REPO, f"m-Q4_K_M-0000{number}-of-00002.gguf", b"GGUF")
+
+    taken = ensure_model("demo-1b", sha256=changed.digest, progress=False)
+    assert taken.path.read_bytes() == b"GGUF changed"
+    for name in (f"{REPO}:Q4_K_M", f"{REPO}:m-Q4_K_M-00001-of-00002.gguf"):
+        with pytest.raises(ConfigurationError, match="digest of one file"):
+            ensure_model(name, sha256="0" * 64, progress=False)
+
+
+def test_a_quantization_alone_can_be_pinned(hub: StandInHub) -> None:
+    """A digest beside a quantization is compared before anything is fetched."""
+    file = hub.add(REPO, "demo-Q8_0.gguf", b"GGUF")
+    name = f"{REPO}:Q8_0"
+
+    assert ensure_model(name, sha256=file.digest, progress=False).sha256 == file.digest
+    with pytest.raises(ChecksumError):
+        ensure_model(name, sha256="0" * 64, progress=False)
 
 
 # Bad names

@@ -96,6 +96,8 @@ def test_a_dry_run_tells_and_fetches_nothing(engine_and_model: StandInHub) -> No
     prepare(NAME, progress=False)
     again = prepare(NAME, dry_run=True)
     assert again.ok
+    assert prepare("demo", "embedded", dry_run=True).ok
+    assert "with all layers on the cards" in repr(again)
     assert again.download_bytes == 0
     assert all(item.here for item in again.items)
     assert str(again).count("here") == 2
@@ -162,6 +164,20 @@ def test_without_a_card_one_warning_says_so_at_the_call(
     assert len(said) == 1
     assert said[0].filename == __file__
     assert hub.requests == []
+
+
+def test_a_dry_run_without_a_list_says_what_it_cannot_know(
+    hub: StandInHub, two_t4s: StandInDriver, manifest_of: Manifest
+) -> None:
+    """A quantization of a repository that cannot be asked: size and file not known."""
+    manifest_of()
+
+    plan = prepare("owner/other:Q4_K_M", dry_run=True)
+
+    model = plan.items[-1]
+    assert (model.name, model.size) == ("owner/other:Q4_K_M", None)
+    assert "not known" in repr(plan)
+    assert "on the CPU" in repr(plan)
 
 
 # What is recommended
