@@ -82,9 +82,15 @@ def run(program: str, endpoint: str, home: Path) -> list[float]:
         "LLAMATELEMETRY_CACHE": str(home / "llamatelemetry"),
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
+    # As an installed package: compiled once.
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name != "PYTHONDONTWRITEBYTECODE"
+    }
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env={**os.environ, **variables},
+        env={**inherited, **variables, "PYTHONPYCACHEPREFIX": str(home.parent / "pyc")},
         cwd=ROOT,
         check=True,
         stdout=subprocess.PIPE,

@@ -31,6 +31,7 @@ __all__ = [
     "Engine",
     "EngineLike",
     "build_environment",
+    "embedded_build",
     "embedded_engine",
     "engine_of_record",
     "engine_on_path",
@@ -266,6 +267,17 @@ def embedded_engine(modules: Path | None = None) -> Engine | None:
     own = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     paths = tuple(dict.fromkeys(place for place in places if place not in own))
     return Engine(command, "embedded", python_path=paths)
+
+
+def embedded_build() -> int | None:
+    """Return llama.cpp's build in the embedded engine, by its package's version."""
+    from importlib import metadata  # noqa: PLC0415 -- slow, and seldom needed
+
+    try:
+        number = metadata.version("xllamacpp").rpartition(".")[2]
+    except metadata.PackageNotFoundError:
+        return None
+    return int(number) if number.isdecimal() else None
 
 
 FileIdentity = tuple[tuple[str, int, int], ...]

@@ -20,7 +20,6 @@ from llamatelemetry.server.engine import (
     engine_on_path,
     find_engine,
 )
-from llamatelemetry.server.probing import probe_engine
 from llamatelemetry.setup._checksums import sha256_of
 from llamatelemetry.setup._disk import write_json
 from llamatelemetry.setup._machine import Machine, why_not
@@ -140,15 +139,25 @@ def _noted(engine: Engine, note: str) -> Engine:
     return replace(engine, note=note)
 
 
-def check_build(engine: Engine, min_build: int | None) -> None:
+def check_build(
+    engine: Engine, min_build: int | None, build: int | None = None
+) -> None:
     """Refuse an engine that is known to be too old.
+
+    Args:
+        engine: The engine.
+        min_build: The oldest build that will do, or None for any.
+        build: Its build, where that is known without running it.
 
     Raises:
         EngineNotFoundError: It is, or it does not run here.
     """
     if min_build is None:
         return
-    build = probe_engine(engine).build
+    if build is None:
+        from llamatelemetry.server.probing import probe_engine  # noqa: PLC0415 -- rare
+
+        build = probe_engine(engine).build
     if build is not None and build < min_build:
         raise EngineNotFoundError(
             f"{engine} is llama.cpp b{build}; the model needs b{min_build} or newer"
@@ -159,6 +168,8 @@ def _why_not_here(
     engine: Engine, machine: Machine, min_build: int | None
 ) -> str | None:
     """Return why an engine on PATH will not do, or None."""
+    from llamatelemetry.server.probing import probe_engine  # noqa: PLC0415 -- rare
+
     try:
         facts = probe_engine(engine)
     except EngineNotFoundError as error:

@@ -7,7 +7,6 @@ import os
 import re
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -147,7 +146,7 @@ def manifest() -> Manifest:
 
 @cache
 def _own() -> Manifest:
-    place = files("llamatelemetry.setup").joinpath("engines.json")
+    place = Path(__file__).with_name("engines.json")
     return _manifest(json.loads(place.read_text(encoding="utf-8")))
 
 

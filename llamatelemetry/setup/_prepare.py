@@ -14,7 +14,6 @@ from llamatelemetry._environment import Platform, Token, detect_platform
 from llamatelemetry._units import format_file_size
 from llamatelemetry.gpu.inventory import GPUInfo, detect_gpus
 from llamatelemetry.server.engine import Engine, EngineLike
-from llamatelemetry.setup._capsule_files import find_capsule
 from llamatelemetry.setup._fetch import LocalModel, ModelFetch
 from llamatelemetry.setup._hub import token_finder
 from llamatelemetry.setup._needs import ModelLike, least_build
@@ -159,9 +158,8 @@ def prepare(
     name = model.id if isinstance(model, CatalogModel) else model
     gpus = tuple(detect_gpus())
     folder = Path(capsule) if capsule is not None else None
-    attached = None
-    if folder is None:
-        folder = attached = find_capsule(None if name is None else os.fspath(name))
+    attached = None if folder is not None else _attached_capsule(name)
+    folder = folder or attached
     work = _Preparation(
         gpus,
         None if folder is not None else _settled(name, gpus),
@@ -182,6 +180,14 @@ def prepare(
     warn(notices)
     warn_unverified(prepared.model)
     return prepared
+
+
+def _attached_capsule(name: str | os.PathLike[str] | None) -> Path | None:
+    if detect_platform().input is None:
+        return None
+    from llamatelemetry.setup._capsule_files import find_capsule  # noqa: PLC0415
+
+    return find_capsule(None if name is None else os.fspath(name))
 
 
 def _settled(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from llamatelemetry._units import format_file_size
@@ -116,7 +116,7 @@ class CatalogModel:
 @cache
 def catalog() -> tuple[CatalogModel, ...]:
     """Return the models of the catalog, the smallest chat models first."""
-    place = files("llamatelemetry.setup").joinpath("catalog.json")
+    place = Path(__file__).with_name("catalog.json")
     return tuple(map(_entry, json.loads(place.read_text(encoding="utf-8"))["models"]))
 
 

@@ -25,6 +25,7 @@ from llamatelemetry.server.engine import (
     EMBEDDED,
     Engine,
     EngineLike,
+    embedded_build,
     embedded_engine,
     engine_of_record,
     find_engine,
@@ -222,9 +223,11 @@ class EngineRequest:
         if engine == EMBEDDED:
             # Its package is here, so it runs: no need to start it to find out.
             found = embedded_engine() or find_engine(EMBEDDED)
+            if self.min_build is not None:
+                check_build(found, self.min_build, embedded_build())
         else:
             found = find_engine(engine)
-        check_build(found, self.min_build)
+            check_build(found, self.min_build)
         return found
 
     def _install(self, entry: EngineEntry) -> Engine:
@@ -243,7 +246,7 @@ class EngineRequest:
             ) as bar:
                 record = install(entry, bar, self.find_token)
         engine = engine_of_record(record, f"{entry.id}, from {entry.origin}")
-        check_build(engine, self.min_build)
+        check_build(engine, self.min_build, record.build)
         return engine
 
 
