@@ -231,7 +231,7 @@ def test_what_cannot_be_fetched_changes_nothing_and_stops_nobody(
         in gone
     )
     assert "off: cannot be fetched" in off
-    assert "Is there internet here?" in off
+    assert "has internet" in off
     assert "the sha256 is right" in right
     assert manifest.read_bytes() == before
 
