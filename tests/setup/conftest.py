@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_tools import write_manifest
+from engine_tools import bundle, entry, write_manifest
 from nvml_tools import StandInDriver, t4
+from stand_in_hub import StandInHub
 
 
 @pytest.fixture
@@ -29,3 +30,18 @@ def manifest_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
         return path
 
     return write
+
+
+@pytest.fixture
+def shop(
+    hub: StandInHub,
+    two_t4s: StandInDriver,
+    manifest_of: Callable[..., Path],
+    demo_model: Path,
+) -> StandInHub:
+    """A Hub that has a model and the one engine of the manifest."""
+    data = bundle()
+    hub.add("owner/engines", "engine.tar.gz", data)
+    manifest_of(entry(data, repo="owner/engines", path="engine.tar.gz"))
+    hub.add("owner/Demo-GGUF", "demo-Q8_0.gguf", demo_model.read_bytes())
+    return hub

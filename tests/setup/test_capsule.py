@@ -16,7 +16,7 @@ from typing import Any
 from zipfile import ZipFile
 
 import pytest
-from engine_tools import bundle, engine_script, entry, single
+from engine_tools import engine_script, entry, single
 from nvml_tools import StandInDriver
 from stand_in_hub import StandInHub
 
@@ -38,18 +38,6 @@ from tests.conftest import missing_part
 Manifest = Callable[..., Path]
 REPO = "owner/Demo-GGUF"
 NAME = f"{REPO}:demo-Q8_0.gguf"
-
-
-@pytest.fixture
-def shop(
-    hub: StandInHub, two_t4s: StandInDriver, manifest_of: Manifest, demo_model: Path
-) -> StandInHub:
-    """A Hub that has a model and the one engine of the manifest."""
-    data = bundle()
-    hub.add("owner/engines", "engine.tar.gz", data)
-    manifest_of(entry(data, repo="owner/engines", path="engine.tar.gz"))
-    hub.add(REPO, "demo-Q8_0.gguf", demo_model.read_bytes())
-    return hub
 
 
 @pytest.fixture

@@ -29,19 +29,7 @@ REPO = "owner/Demo-GGUF"
 NAME = f"{REPO}:demo-Q8_0.gguf"
 
 
-@pytest.fixture
-def engine_and_model(
-    hub: StandInHub, two_t4s: StandInDriver, manifest_of: Manifest, demo_model: Path
-) -> StandInHub:
-    """A Hub that has a model and the one engine of the manifest."""
-    data = bundle()
-    hub.add("owner/engines", "engine.tar.gz", data)
-    manifest_of(entry(data, repo="owner/engines", path="engine.tar.gz"))
-    hub.add(REPO, "demo-Q8_0.gguf", demo_model.read_bytes())
-    return hub
-
-
-def test_one_call_gets_all_that_a_chat_needs(engine_and_model: StandInHub) -> None:
+def test_one_call_gets_all_that_a_chat_needs(shop: StandInHub) -> None:
     """Cold: both are fetched; then a server runs and answers. Warm: nobody is asked."""
     prepared = prepare(NAME, progress=False)
 
@@ -59,26 +47,26 @@ def test_one_call_gets_all_that_a_chat_needs(engine_and_model: StandInHub) -> No
     assert (on_cards.n_gpu_layers, on_cards.flash_attn) == (99, True)
     assert on_cards.context_size == 512
 
-    engine_and_model.requests.clear()
+    shop.requests.clear()
     assert prepare(NAME, progress=False) == prepared
-    assert engine_and_model.requests == []
+    assert shop.requests == []
 
 
-def test_engine_and_model_come_side_by_side(engine_and_model: StandInHub) -> None:
+def test_shop_come_side_by_side(shop: StandInHub) -> None:
     """Each one's transfer begins before the other's has ended."""
-    engine_and_model.meet = 2  # the CDN answers when both have asked
+    shop.meet = 2  # the CDN answers when both have asked
 
     prepare(NAME, progress=False)
 
-    assert len(engine_and_model.seen("cdn")) == 2
+    assert len(shop.seen("cdn")) == 2
 
 
-def test_a_dry_run_tells_and_fetches_nothing(engine_and_model: StandInHub) -> None:
+def test_a_dry_run_tells_and_fetches_nothing(shop: StandInHub) -> None:
     """Sizes, sources, folders, room and cards are told; only the header is read."""
     plan = prepare(NAME, dry_run=True)
 
     engine, model = plan.items
-    size = engine_and_model.repositories[REPO].files["demo-Q8_0.gguf"].size
+    size = shop.repositories[REPO].files["demo-Q8_0.gguf"].size
     assert (model.kind, model.size, model.origin) == ("model", size, NAME)
     assert engine.kind == "engine"
     assert engine.origin == "owner/engines:engine.tar.gz"
@@ -88,9 +76,9 @@ def test_a_dry_run_tells_and_fetches_nothing(engine_and_model: StandInHub) -> No
     text = str(plan)
     for part in (NAME, "1.9 MB", "fits", str(model.folder)):
         assert part in text
-    asked = {request.path for request in engine_and_model.seen("cdn")}
+    asked = {request.path for request in shop.seen("cdn")}
     assert asked <= {f"/{REPO}/demo-Q8_0.gguf"}
-    assert all("range" in request.headers for request in engine_and_model.seen("cdn"))
+    assert all("range" in request.headers for request in shop.seen("cdn"))
     assert installed_engines() == []
 
     prepare(NAME, progress=False)
@@ -124,7 +112,7 @@ def test_a_dry_run_says_what_stands_in_the_way(
 
 
 def test_a_dry_run_looks_at_the_engine_that_is_named(
-    engine_and_model: StandInHub,
+    shop: StandInHub,
 ) -> None:
     """One of the manifest would be fetched, one that is here not; a typo raises."""
     plan = prepare(NAME, "test-engine", dry_run=True)
@@ -137,12 +125,12 @@ def test_a_dry_run_looks_at_the_engine_that_is_named(
 
 
 def test_a_failure_of_one_calls_the_other_off(
-    engine_and_model: StandInHub, demo_model: Path
+    shop: StandInHub, demo_model: Path
 ) -> None:
     """The error is that of what failed, whichever of the two it was."""
-    engine_and_model.add(REPO, "demo-Q4_K_M.gguf", b"GGUF")
+    shop.add(REPO, "demo-Q4_K_M.gguf", b"GGUF")
     with pytest.raises(ChecksumError, match="demo-Q4_K_M"):
-        engine_and_model.fail_next("cdn", "flip", times=9, after=1)
+        shop.fail_next("cdn", "flip", times=9, after=1)
         prepare(f"{REPO}:Q4_K_M", engine="embedded", progress=False)
     with pytest.raises(ModelError, match="no such repository"):
         prepare("owner/other:m.gguf", progress=False)
@@ -217,7 +205,7 @@ def test_what_cannot_be_recommended_is_said(
 
 
 def test_nothing_named_means_what_fits_the_cards(
-    engine_and_model: StandInHub, driver: StandInDriver
+    shop: StandInHub, driver: StandInDriver
 ) -> None:
     """prepare() alone takes a model of the catalog of 10 GB at most."""
     driver.describe(t4(0))
