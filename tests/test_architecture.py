@@ -97,7 +97,7 @@ FLOORS = {
     "gguf/_settings": 2,
     "gguf/_sizes": 2,
     "gguf/_cards": 2,
-    "gguf/_placement": 2,
+    "gguf/_places": 2,
     "gguf/_plan_notes": 2,
     "gguf/_plan_view": 2,
     "gguf/memory": 2,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llamatelemetry._units import format_file_size, format_memory
 from llamatelemetry.gguf._html import printable
-from llamatelemetry.gguf._placement import Request
+from llamatelemetry.gguf._places import Request
 from llamatelemetry.gguf._settings import FEW_OUTPUTS_BUILD, has_flag
 from llamatelemetry.gguf.estimates import GPU_MARGIN_BYTES, GPU_MARGIN_SHARE
 

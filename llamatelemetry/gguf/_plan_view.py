@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llamatelemetry._units import GIB, format_file_size, format_memory
 from llamatelemetry.gguf import _html
-from llamatelemetry.gguf._placement import Place
+from llamatelemetry.gguf._places import Place
 
 if TYPE_CHECKING:
     from llamatelemetry.gguf.memory import MemoryPlan

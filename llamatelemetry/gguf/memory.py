@@ -28,7 +28,7 @@ from llamatelemetry.gguf._cards import (
     parse_gpus,
 )
 from llamatelemetry.gguf._html import printable
-from llamatelemetry.gguf._placement import Place, Request, places
+from llamatelemetry.gguf._places import Place, Request, places
 from llamatelemetry.gguf._plan_notes import notes
 from llamatelemetry.gguf._settings import CELL_STEP
 from llamatelemetry.gguf._shape import ModelShape, known_architectures

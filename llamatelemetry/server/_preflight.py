@@ -53,7 +53,7 @@ class Decisions:
 def with_absolute_paths(config: ServerConfig) -> ServerConfig:
     """Return the configuration with paths that a change of folder cannot break."""
     lora = tuple(str(Path(path).absolute()) for path in config.lora_paths)
-    changes: dict[str, object] = {"lora_path": lora or None}
+    changes: dict[str, object] = {"lora_path": lora or None, "notes": config.notes}
     for name in ("model_path", "mmproj_path", "slot_save_path"):
         path = getattr(config, name)
         if path is not None:
@@ -122,7 +122,7 @@ def resolve_port(config: ServerConfig) -> ServerConfig:
             _test_bind(config.host, port)
         except PortInUseError:
             continue
-        return config.replace(port=port)
+        return config.replace(port=port, notes=config.notes)
     raise ConfigurationError(f"no free port found on {config.host}; name one")
 
 

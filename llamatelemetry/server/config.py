@@ -99,6 +99,11 @@ class ServerConfig:
         cache_ram: MiB of host memory for cached prompts. None: a tenth of what is
             available, at most 8192.
         extra_args: Further arguments, passed as they are. No keys.
+        visible_devices: What the server gets as CUDA_VISIBLE_DEVICES: UUIDs or
+            indices, separated by commas; "" for no card. Indices in other options
+            then count among these. None: what this process has.
+        notes: What was chosen for this configuration, and why, in sentences. Not
+            passed to the engine, not compared, and dropped by :meth:`replace`.
 
     Raises:
         ConfigurationError: A value cannot work.
@@ -143,6 +148,8 @@ class ServerConfig:
     fit: bool = False
     cache_ram: int | None = None
     extra_args: Sequence[str] = ()
+    visible_devices: str | None = None
+    notes: Sequence[str] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _normalize(self)
@@ -182,9 +189,12 @@ class ServerConfig:
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}{prefix}"
 
     def replace(self, **changes: Any) -> Self:
-        """Return a copy with these fields changed, checked again."""
+        """Return a copy with these fields changed, checked again.
+
+        Notes are about the whole of a configuration, so they are dropped.
+        """
         _refuse_unknown(changes)
-        return dataclasses.replace(self, **changes)
+        return dataclasses.replace(self, **{"notes": (), **changes})
 
     def to_cli_args(self) -> str:
         """Return today's llama-server arguments, shell-quoted.
@@ -244,11 +254,14 @@ def _normalize(config: ServerConfig) -> None:
         config.lora_path, str
     ):
         object.__setattr__(config, "lora_path", config.lora_paths)
-    if isinstance(config.extra_args, str):
-        raise _error("extra_args", config.extra_args, "a list of separate arguments")
-    if not isinstance(config.extra_args, Sequence):
-        raise _error("extra_args", config.extra_args, "a list of text")
-    object.__setattr__(config, "extra_args", tuple(config.extra_args))
+    for name, allowed in (
+        ("extra_args", "a list of separate arguments"),
+        ("notes", "a list of sentences"),
+    ):
+        value = getattr(config, name)
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise _error(name, value, allowed)
+        object.__setattr__(config, name, tuple(value))
 
 
 def _refuse_unknown(names: Mapping[str, Any]) -> None:
@@ -293,12 +306,13 @@ _BOOLEANS = (
 _TEXTS = (
     "model_path", "host", "tensor_split", "split_mode", "api_key", "mmproj_path",
     "cache_type_k", "cache_type_v", "pooling", "alias", "reasoning_format",
-    "slot_save_path", "device",
+    "slot_save_path", "device", "visible_devices",
 )  # fmt: skip
 # Fields that may be None, whatever their type is otherwise.
 _OPTIONAL = frozenset({
     "model_path", "tensor_split", "api_key", "threads_batch", "mmproj_path", "pooling",
     "alias", "reasoning_format", "slot_save_path", "device", "cache_ram",
+    "visible_devices",
 })  # fmt: skip
 
 
@@ -315,9 +329,10 @@ def _check_types(config: ServerConfig) -> None:
             if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
                 secret = "***" if name == "api_key" else value
                 raise _error(name, secret, allowed)
-    for argument in config.extra_args:
-        if not isinstance(argument, str):
-            raise _error("extra_args", argument, "a list of text")
+    for name in ("extra_args", "notes"):
+        for text in getattr(config, name):
+            if not isinstance(text, str):
+                raise _error(name, text, "a list of text")
 
 
 _RANGES: dict[str, tuple[int, int, str]] = {

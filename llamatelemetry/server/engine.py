@@ -330,6 +330,7 @@ def build_environment(
     api_key: str | None = None,
     environment: Mapping[str, str] | None = None,
     inherited: Mapping[str, str] | None = None,
+    visible_devices: str | None = None,
 ) -> dict[str, str]:
     """Return the environment an engine is started with, as a value.
 
@@ -341,6 +342,8 @@ def build_environment(
         api_key: The key clients must send.
         environment: What the user sets; it counts above all else.
         inherited: What to start from. None: this process's environment.
+        visible_devices: The cards it may see, as CUDA_VISIBLE_DEVICES; None for the
+            inherited ones.
     """
     base = os.environ if inherited is None else inherited
     result = {
@@ -349,6 +352,8 @@ def build_environment(
         if not name.startswith("LLAMA_") and name not in _SECRETS
     }
     result["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    if visible_devices is not None:
+        result["CUDA_VISIBLE_DEVICES"] = visible_devices
     _extend(result, "LD_LIBRARY_PATH", before=engine.library_path)
     _extend(result, "PYTHONPATH", after=engine.python_path)
     if api_key is not None:

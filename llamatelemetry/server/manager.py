@@ -155,7 +155,10 @@ class ServerManager:
         config = resolve_port(config)
         command = write_command(engine, config, decisions)
         environment = build_environment(
-            engine, api_key=config.api_key, environment=self._environment
+            engine,
+            api_key=config.api_key,
+            environment=self._environment,
+            visible_devices=config.visible_devices,
         )
 
         def note(process: _process.ServerProcess) -> None:
@@ -166,7 +169,7 @@ class ServerManager:
                 engine_name=str(engine),
                 on_end=self._settle,
             )
-            for text in decisions.notices:
+            for text in (*config.notes, *decisions.notices):
                 run.add(Notice(text))
             with self._lock:
                 self._run, self._error = run, None

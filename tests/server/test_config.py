@@ -152,6 +152,21 @@ def test_a_dictionary_round_trips_all_but_the_key() -> None:
     assert ServerConfig.from_dict({**data, "api_key": "hush"}) == config
 
 
+def test_notes_are_told_and_change_nothing() -> None:
+    """Notes are no argument, are not compared, and do not outlive a change."""
+    config = ServerConfig("m.gguf", notes=["two cards, 17 and 16 layers"])
+    plain = ServerConfig("m.gguf")
+
+    assert config.notes == ("two cards, 17 and 16 layers",)
+    assert config == plain
+    assert hash(config) == hash(plain)
+    assert config.to_cli_args() == plain.to_cli_args()
+    assert ServerConfig.from_dict(config.to_dict()).notes == config.notes
+    assert config.replace(context_size=512).notes == ()
+    with pytest.raises(ConfigurationError, match="notes"):
+        ServerConfig("m.gguf", notes="one sentence")
+
+
 def test_an_unknown_key_is_named_with_the_nearest_field() -> None:
     """A misspelled field is refused and the right one is proposed."""
     with pytest.raises(ConfigurationError, match="'n_ctx'"):

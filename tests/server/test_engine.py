@@ -210,6 +210,25 @@ def test_libraries_beside_the_program_are_found(tmp_path: Path) -> None:
     assert variables["LD_LIBRARY_PATH"] == f"{tmp_path / 'lib'}:/cuda"
 
 
+def test_the_cards_a_server_may_see_are_said_to_it_alone() -> None:
+    """CUDA_VISIBLE_DEVICES is the configuration's, else inherited; a user's wins."""
+    engine = Engine(("llama-server",), "argument")
+    inherited = {"CUDA_VISIBLE_DEVICES": "0,1"}
+
+    def seen(**options: object) -> str:
+        return build_environment(
+            engine,
+            inherited=inherited,
+            **options,  # type: ignore[arg-type]
+        )["CUDA_VISIBLE_DEVICES"]
+
+    assert seen() == "0,1"
+    assert seen(visible_devices="GPU-1") == "GPU-1"
+    assert seen(visible_devices="") == ""
+    own = {"CUDA_VISIBLE_DEVICES": "1"}
+    assert seen(visible_devices="GPU-1", environment=own) == "1"
+
+
 def test_the_environment_is_a_cleaned_copy() -> None:
     """Inherited settings and secrets are left out, everything else stays."""
     inherited = {
