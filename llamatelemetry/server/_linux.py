@@ -7,6 +7,7 @@ Formats: https://man7.org/linux/man-pages/man5/proc.5.html
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,11 +106,16 @@ def _holds_socket(pid: int, inodes: set[str]) -> bool:
     folder = _PROC / str(pid) / "fd"
     targets = {f"socket:[{inode}]" for inode in inodes}
     try:
-        return any(
-            str((folder / name).readlink()) in targets for name in os.listdir(folder)
-        )
-    except OSError:  # it ended, it closed one just now, or it is another user's
+        names = os.listdir(folder)
+    except OSError:  # it ended, or it is another user's
         return False
+    for name in names:
+        # One that was closed meanwhile says nothing about the others; in our own
+        # process, the descriptor of the listing itself is one.
+        with contextlib.suppress(OSError):
+            if str((folder / name).readlink()) in targets:
+                return True
+    return False
 
 
 def group_listens(group: int, port: int) -> bool:

@@ -35,6 +35,17 @@ def test_what_is_gone_is_none() -> None:
     assert _linux.bytes_loaded(nobody) == 0
 
 
+def test_a_descriptor_that_is_gone_hides_no_other() -> None:
+    """The holder of a port is found though the listing's own descriptor has closed."""
+    with socket.socket() as low, socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        low.close()  # the listing gets this number, below the listener's
+
+        holder = _linux.port_holder(listener.getsockname()[1])
+    assert (holder or "").startswith(f"pid {os.getpid()}, ")
+
+
 def test_a_process_that_ended_but_was_not_collected_is_gone() -> None:
     """A zombie has no start time."""
     process = subprocess.Popen(["true"])
