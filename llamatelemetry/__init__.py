@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from llamatelemetry.api.client import LlamaCppClient
     from llamatelemetry.diagnosis import doctor
     from llamatelemetry.gguf.memory import plan_memory
+    from llamatelemetry.gpu.inventory import detect_gpus
+    from llamatelemetry.pool.server_pool import ServerPool
     from llamatelemetry.server.config import ServerConfig
     from llamatelemetry.server.manager import ServerManager
     from llamatelemetry.setup import ensure_engine, ensure_model, prepare
@@ -24,7 +26,9 @@ __all__ = [
     "LlamaCppClient",
     "ServerConfig",
     "ServerManager",
+    "ServerPool",
     "__version__",
+    "detect_gpus",
     "doctor",
     "ensure_engine",
     "ensure_model",
@@ -36,6 +40,8 @@ _HOMES = {
     "LlamaCppClient": "llamatelemetry.api.client",
     "ServerConfig": "llamatelemetry.server.config",
     "ServerManager": "llamatelemetry.server.manager",
+    "ServerPool": "llamatelemetry.pool.server_pool",
+    "detect_gpus": "llamatelemetry.gpu.inventory",
     "doctor": "llamatelemetry.diagnosis",
     "ensure_engine": "llamatelemetry.setup.engines",
     "ensure_model": "llamatelemetry.setup.models",
@@ -43,7 +49,7 @@ _HOMES = {
     "prepare": "llamatelemetry.setup._prepare",
 }
 
-_ROOMS = ("api", "exceptions", "gguf", "gpu", "server", "setup")
+_ROOMS = ("api", "exceptions", "gguf", "gpu", "pool", "server", "setup")
 
 
 def __getattr__(name: str) -> Any:

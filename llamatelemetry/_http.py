@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 from urllib.parse import urlencode, urlsplit
 
 from llamatelemetry._connection import (
@@ -39,7 +39,10 @@ __all__ = [
     "SILENCE_TIMEOUT",
     "HTTPClient",
     "Reply",
+    "ReplyStream",
+    "Requests",
     "StreamedReply",
+    "encode_json",
     "is_loopback",
 ]
 
@@ -85,6 +88,76 @@ class Reply:
                 f"between cut it: {start!r}",
                 status=self.status,
             ) from error
+
+
+class ReplyStream(Protocol):
+    """A request and its reply, read block by block; see :class:`StreamedReply`."""
+
+    status: int
+    headers: Mapping[str, str]
+
+    @property
+    def opened(self) -> bool:
+        """Whether something may have been sent."""
+
+    def open(self) -> int:
+        """Send the request, wait for the reply's headers, and return the status."""
+
+    def __next__(self) -> bytes:
+        """Return the next block as it came."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Return the blocks."""
+
+    def read(self) -> bytes:
+        """Return all that is left of the body."""
+
+    def finish(self, within: float = 0.25) -> None:
+        """Read what follows the part that matters."""
+
+    def close(self) -> None:
+        """End the request; any thread may call this."""
+
+    def again(self) -> ReplyStream | None:
+        """Return the same request anew, for another server; None if there is none."""
+
+
+class Requests(Protocol):
+    """What sends requests to a server, or to one of several."""
+
+    @property
+    def base_url(self) -> str:
+        """Where the paths of the requests are appended to."""
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        parameters: Mapping[str, str | int] | None = None,
+        connect_timeout: float = CONNECT_TIMEOUT,
+        silence_timeout: float = SILENCE_TIMEOUT,
+        total_timeout: float | None = None,
+    ) -> Reply:
+        """Send one request and return the whole reply, whatever its status."""
+
+    def stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        parameters: Mapping[str, str | int] | None = None,
+        headers: Mapping[str, str] | None = None,
+        connect_timeout: float = CONNECT_TIMEOUT,
+        silence_timeout: float = SILENCE_TIMEOUT,
+        total_timeout: float | None = None,
+    ) -> ReplyStream:
+        """Prepare a request; nothing is sent before the result's ``open()``."""
+
+    def close(self) -> None:
+        """Close the kept connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +326,14 @@ class StreamedReply:
             finally:
                 self._reading.release()
 
+    def again(self) -> ReplyStream | None:
+        """Return None: what one server was asked is not asked a second time.
+
+        It may have generated for it already, and only the caller knows what that is
+        worth. A pool of servers does otherwise.
+        """
+        return None
+
     def __del__(self) -> None:
         # As with a generator: a reply that nobody reads any more must not keep the
         # server busy, nor leave a socket to the garbage collector.
@@ -411,7 +492,7 @@ class HTTPClient:
         sent_headers = {**self._headers, **(headers or {})}
         body = None
         if json is not None:
-            body = _encoded(json)
+            body = encode_json(json)
             sent_headers["Content-Type"] = "application/json"
         if method != "GET":
             sent_headers["Content-Length"] = str(len(body or b""))
@@ -475,7 +556,12 @@ def _keep_alive_seconds(headers: Mapping[str, str], uses: int) -> float:
     return float(stated[1]) - 1 if stated else _ASSUMED_KEEP_ALIVE
 
 
-def _encoded(json: Any) -> bytes:
+def encode_json(json: Any) -> bytes:
+    """Return the body of a request.
+
+    Raises:
+        ConfigurationError: It cannot be written as JSON.
+    """
     try:
         return json_module.dumps(json, allow_nan=False, separators=(",", ":")).encode()
     except (TypeError, ValueError) as error:

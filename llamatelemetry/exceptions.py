@@ -122,6 +122,9 @@ class OutOfMemoryError(ModelError):
         needed: Bytes asked for, or None if not told.
         free: Bytes that were free, or None if not told.
         suggestion: The nearest configuration that fits, in words, or None.
+        largest_context: The largest context that fits, over all slots; 0 if none; None
+            if not known. From a placement, whose contexts are for each request, it is
+            for each request: what the call that failed would have taken.
     """
 
     def __init__(
@@ -132,12 +135,14 @@ class OutOfMemoryError(ModelError):
         needed: int | None = None,
         free: int | None = None,
         suggestion: str | None = None,
+        largest_context: int | None = None,
     ) -> None:
         super().__init__(message)
         self.device = device
         self.needed = needed
         self.free = free
         self.suggestion = suggestion
+        self.largest_context = largest_context
 
 
 class ServerError(LLCudaError):
@@ -186,7 +191,7 @@ class ServerStartError(ServerError):
 
 
 class ServerTimeoutError(ServerError, TimeoutError):
-    """The server was not ready in the time given.
+    """A server, or the processes of a group, were not ready in the time given.
 
     Attributes:
         log_tail: The last lines of its log.

@@ -16,9 +16,15 @@ from pathlib import Path
 from types import FunctionType
 
 import pytest
+from nvml_tools import StandInDriver, t4
 
 import llamatelemetry.api.client as client_module
 from llamatelemetry.api.client import LlamaCppClient
+from llamatelemetry.api.multigpu import (
+    GPUInfo,
+    create_tensor_split_config,
+    kaggle_t4_dual_config,
+)
 from llamatelemetry.exceptions import LLCudaError, ModelError
 from llamatelemetry.server import Engine, ServerConfig, ServerManager
 
@@ -66,6 +72,8 @@ SIGNATURES: list[tuple[object, dict[str, object]]] = [
     (LlamaCppClient.embeddings, {"input": EMPTY, "model": None}),
     (LlamaCppClient.tokenize, {"text": EMPTY}),
     (LlamaCppClient.detokenize, {"tokens": EMPTY}),
+    (kaggle_t4_dual_config, {"model_path": None, "context_size": 4096}),
+    (create_tensor_split_config, {"gpu_memory": EMPTY, "model_size_gb": EMPTY}),
 ]
 
 
@@ -177,6 +185,26 @@ print(response.choices[0].message.content)
 # Cleanup
 server.stop()
 """,
+    "multi-GPU inference": """
+from llamatelemetry.api import kaggle_t4_dual_config
+from llamatelemetry.server import ServerManager
+from llamatelemetry.api.client import LlamaCppClient
+
+# Get optimized config
+config = kaggle_t4_dual_config(model_path="model.gguf")
+
+# Start server
+server = ServerManager()
+server.start_with_config(config)
+server.wait_until_ready()
+
+# Use client
+client = LlamaCppClient()
+# ... inference ...
+print(client.health(), config.to_cli_args())
+
+server.stop()
+""",
     "streaming with the OpenAI SDK": """
 from openai import OpenAI
 from llamatelemetry.server import ServerManager, ServerConfig
@@ -206,6 +234,27 @@ for chunk in stream:
         print(chunk.choices[0].delta.content, end="")
 
 server.stop()
+""",
+}
+
+# These look at cards, which the stand-in driver describes.
+CARD_EXAMPLES = {
+    "split": """
+from llamatelemetry.api.multigpu import create_tensor_split_config
+
+# Example: Two GPUs with 15GB each, 10GB model
+split = create_tensor_split_config([15, 15], 10)
+print(split)  # "0.5,0.5"
+""",
+    "detect": """
+from llamatelemetry.api.multigpu import detect_gpus
+
+gpus = detect_gpus()
+
+for gpu in gpus:
+    print(f"GPU {gpu.index}: {gpu.name}")
+    print(f"  Memory: {gpu.total_memory_gb} GB")
+    print(f"  Compute: {gpu.compute_capability}")
 """,
 }
 
@@ -261,6 +310,9 @@ PRINTED = {
     "exceptions": "Model error: there is no model file .*not-there.gguf",
     "quick inference": SENTENCE,
     "streaming with the OpenAI SDK": SENTENCE,
+    "multi-GPU inference": r"{'status': 'ok'} .*--split-mode layer --tensor-split \d",
+    "split": "^0.5,0.5\n$",
+    "detect": r"GPU 0: Tesla T4\n  Memory: 15\.0 GB\n  Compute: 7\.5\nGPU 1: ",
     "chat completion": SENTENCE + r"[\s\S]*Tokens: \d+",
     "streaming": SENTENCE,
     "text completion": r"\w+",
@@ -319,6 +371,26 @@ def test_a_client_example_runs_as_written(
     exec(compile(CLIENT_EXAMPLES[name], name, "exec"), {"client": client})
 
     assert re.search(PRINTED[name], capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", CARD_EXAMPLES)
+def test_an_example_of_cards_runs_as_written(
+    name: str, driver: StandInDriver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The examples of the multi-GPU section print what the reference says."""
+    driver.describe(t4(0), t4(1))
+    exec(compile(CARD_EXAMPLES[name], name, "exec"), {})
+
+    assert re.search(PRINTED[name], capsys.readouterr().out)
+
+
+def test_a_card_has_the_listed_fields_first() -> None:
+    """GPUInfo takes the reference's five fields, in order, the others have defaults."""
+    listed = ["index", "name", "total_memory_gb", "free_memory_gb"]
+    fields = list(inspect.signature(GPUInfo).parameters)
+
+    assert [*listed, "compute_capability"] == fields[:5]
+    assert GPUInfo(0, "Tesla T4", 15.0, 14.7, "7.5").compute_capability == "7.5"
 
 
 def test_the_five_families_of_errors_have_one_base() -> None:

@@ -9,11 +9,13 @@ from llamatelemetry import (
     LlamaCppClient,
     ServerConfig,
     ServerManager,
+    ServerPool,
     doctor,
     ensure_engine,
     ensure_model,
     prepare,
 )
+from llamatelemetry.api import Placement, kaggle_t4_dual_config, plan_placement
 from llamatelemetry.api.client import (
     ChatCompletionChunk,
     ChatCompletionResponse,
@@ -21,7 +23,7 @@ from llamatelemetry.api.client import (
 )
 from llamatelemetry.exceptions import LLCudaError
 from llamatelemetry.gguf import MemoryPlan
-from llamatelemetry.gpu import detect_gpus
+from llamatelemetry.gpu import GPUMonitor, GPUSample, detect_gpus
 from llamatelemetry.server import Engine
 from llamatelemetry.setup import LocalModel, Prepared, SetupPlan, recommend_model
 
@@ -59,3 +61,14 @@ assert_type(recommend_model("2x15", "coder").id, str)
 assert_type(doctor().ok, bool)
 for gpu in detect_gpus():
     assert_type(gpu.name, str)
+
+assert_type(kaggle_t4_dual_config("model.gguf"), ServerConfig)
+placement = plan_placement("model.gguf", "2x15", goal="throughput")
+assert_type(placement, Placement)
+with ServerPool(placement) as pool, GPUMonitor(0.5) as monitor:
+    pooled: LlamaCppClient = pool.client
+    assert_type(pooled.chat_completion(messages), ChatCompletionResponse)
+    assert_type(pool.status().ready, int)
+    assert_type(monitor.latest(), tuple[GPUSample, ...])
+with ServerPool(config, gpus=[[0], [1]]), ServerPool([config]):
+    pass

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any, TypeVar
 
-from llamatelemetry._http import HTTPClient, Reply, StreamedReply
+from llamatelemetry._http import Reply, ReplyStream, Requests
 from llamatelemetry.api._errors import error_from_reply
 from llamatelemetry.api._parsing import parse_with
 from llamatelemetry.api.responses import EmbeddingUsage, Timings, Usage
@@ -71,7 +71,7 @@ class Transport:
         on_request: Called with the record of each request when it is over.
     """
 
-    http: HTTPClient
+    http: Requests
     timeout: float
     connect_timeout: float
     total_timeout: float | None
@@ -151,7 +151,7 @@ class Transport:
             self.tell(record)
         return response
 
-    def stream(self, path: str, body: Any) -> StreamedReply:
+    def stream(self, path: str, body: Any) -> ReplyStream:
         """Prepare a generation; nothing is sent before its ``open()``."""
         headers = {"Accept": "text/event-stream"}
         return self.http.stream(

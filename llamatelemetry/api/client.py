@@ -111,16 +111,13 @@ class LlamaCppClient(TextTools, Administration):
         connect_timeout: float = CONNECT_TIMEOUT,
         on_request: Callable[[RequestRecord], object] | None = None,
     ) -> None:
-        self._transport = Transport(
-            http=HTTPClient(
-                _requests.server_root(base_url),
-                headers=_requests.authorization(api_key),
-            ),
-            timeout=timeout,
-            connect_timeout=connect_timeout,
-            total_timeout=total_timeout,
-            on_request=on_request,
+        http = HTTPClient(
+            _requests.server_root(base_url), headers=_requests.authorization(api_key)
         )
+        self._use(Transport(http, timeout, connect_timeout, total_timeout, on_request))
+
+    def _use(self, transport: Transport) -> None:
+        self._transport = transport
         self._warned = threading.Event()
 
     def __repr__(self) -> str:
@@ -327,3 +324,10 @@ class LlamaCppClient(TextTools, Administration):
                 "content is empty: give a larger max_tokens, or thinking=False",
                 stacklevel=4,
             )
+
+
+def client_over(transport: Transport) -> LlamaCppClient:
+    """Return a client that sends through this; for a server among several."""
+    client = LlamaCppClient.__new__(LlamaCppClient)
+    client._use(transport)  # noqa: SLF001 -- its own constructor takes an address
+    return client

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -67,6 +68,9 @@ class TokenStream(Generator[ChunkT, None, None], Generic[ChunkT, ResponseT]):
         self._decoder = EventDecoder()
         self._events: Iterator[Event] = iter(())
         self._ending = threading.Lock()
+        self._handed_out = False
+        self._cut_off = False
+        self._begun_anew = False
         self._finished = False
         self._cancelled = False
         self._error: BaseException | None = None
@@ -118,21 +122,52 @@ class TokenStream(Generator[ChunkT, None, None], Generic[ChunkT, ResponseT]):
             StreamError: The server told an error inside the stream, or the stream
                 ended without its end; ``partial`` holds what had come.
         """
-        try:
-            while True:
-                for event in self._events:
-                    chunk = self._take(event)
-                    if chunk is not None:
-                        return chunk
-                self._events = iter(self._decoder.feed(self._next_block()))
-        except StopIteration:
-            raise
-        except BaseException as error:
-            self._reply.close()
-            if not isinstance(error, Exception):
-                self._cancelled = True  # an interrupt: what has come can be asked for
-            self._finish(error)
-            raise
+        chunk = self._advance()
+        self._handed_out = True
+        return chunk
+
+    def _advance(self) -> ChunkT:
+        """Return the next chunk; ask again where that is possible and costs nothing."""
+        while True:
+            try:
+                return self._next_chunk()
+            except StopIteration:
+                raise
+            except BaseException as error:
+                self._reply.close()
+                if isinstance(error, Exception) and self._ask_again():
+                    continue
+                if not isinstance(error, Exception):
+                    self._cancelled = True  # an interrupt: what has come can be had
+                self._finish(error)
+                raise
+
+    def _next_chunk(self) -> ChunkT:
+        while True:
+            for event in self._events:
+                chunk = self._take(event)
+                if chunk is not None:
+                    return chunk
+            self._events = iter(self._decoder.feed(self._next_block()))
+
+    def _ask_again(self) -> bool:
+        """Whether a reply that was cut off begins anew: nobody has seen any of it."""
+        if not self._cut_off or self._handed_out or self._cancelled:
+            return False
+        reply = self._reply.again()
+        if reply is None:
+            return False
+        self._reply = reply
+        self._assembly = self._new_assembly()
+        self._parser = self._new_parser()
+        self._decoder = EventDecoder()
+        self._events = iter(())
+        self._record.time_to_first_token = None
+        self._cut_off = False
+        self._begun_anew = True
+        if self._cancelled:  # in between, by another thread
+            reply.close()
+        return True
 
     def send(self, value: None) -> ChunkT:  # noqa: ARG002 -- a generator's method
         """Return the next chunk, as every generator can be asked."""
@@ -182,8 +217,9 @@ class TokenStream(Generator[ChunkT, None, None], Generic[ChunkT, ResponseT]):
             ClientError: What went wrong, here or earlier while iterating; a whole
                 answer that is not what ``response_format`` asked for.
         """
-        for _ in self:
-            pass
+        with contextlib.suppress(StopIteration):
+            while True:
+                self._advance()
         if self._error is not None:
             raise self._error
         if self._response is None:
@@ -215,18 +251,21 @@ class TokenStream(Generator[ChunkT, None, None], Generic[ChunkT, ResponseT]):
                 raise StopIteration from None
             if not self._reply.status:
                 raise
+            self._cut_off = True
             raise self._stream_error(str(error)) from error
         if block is not None:
             return block
         if self._cancelled:
             raise StopIteration
+        self._cut_off = True
         raise self._stream_error(
             "the stream ended without its end: the server stopped, or something "
             "between cut it"
         )
 
     def _open(self) -> None:
-        self._record.start = time.monotonic()
+        if not self._begun_anew:
+            self._record.start = time.monotonic()
         reply = self._reply
         status = reply.open()
         what = f"POST {self._record.path}"

@@ -159,6 +159,34 @@ class MemoryPlan:
         chosen = None if gpus is None else checked_gpus(gpus)
         return _plan(replace(self._request, gpus=chosen))
 
+    def replanned(
+        self,
+        gpus: Sequence[GPU],
+        *,
+        host_free: int | None = None,
+        **changes: Any,
+    ) -> MemoryPlan:
+        """Return the plan of the same model on other cards with another config.
+
+        `with_gpus` and `with_config` in one step, so that what is between the two
+        need not make sense.
+
+        Args:
+            gpus: The cards; none for the host alone.
+            host_free: Bytes of host memory to stay within; None for what was planned.
+            changes: Fields of the configuration.
+
+        Raises:
+            ConfigurationError: As for the two others.
+        """
+        request = replace(
+            self._request,
+            gpus=checked_gpus(gpus),
+            config=self.config.replace(**changes),
+            host_free=self._request.host_free if host_free is None else host_free,
+        )
+        return _plan(request)
+
     def with_config(self, **changes: Any) -> MemoryPlan:
         """Return the plan of the same model with these fields of the config changed.
 

@@ -5,6 +5,9 @@ Only the binding itself, which is a dependency, is an error when it is missing.
 
 NVML is asked by one thread at a time, and a fork waits for the answer: a fork in the
 middle of a call would leave the child with a lock that nobody opens.
+
+Here cards are looked for; what a known card says again and again is in `_readings`, to
+which `asked` lends the binding.
 Functions and codes: https://docs.nvidia.com/deploy/nvml-api/
 """
 
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import os
 import threading
 from collections.abc import Callable
@@ -20,7 +24,18 @@ from typing import Any, TypeVar
 
 from llamatelemetry.exceptions import SetupError
 
-__all__ = ["Card", "DriverState", "cards", "driver"]
+__all__ = [
+    "ALL_IS_LOST",
+    "CARD_IS_LOST",
+    "Card",
+    "DriverState",
+    "asked",
+    "cards",
+    "driver",
+    "era",
+    "survey",
+    "without",
+]
 
 _Answer = TypeVar("_Answer")
 
@@ -34,8 +49,8 @@ _RESET_REQUIRED = 16
 _LIB_RM_VERSION_MISMATCH = 18
 
 # What ends the whole look, and what ends it for one card.
-_ALL_IS_LOST = {_UNINITIALIZED, _DRIVER_NOT_LOADED, _LIB_RM_VERSION_MISMATCH}
-_CARD_IS_LOST = {_GPU_IS_LOST, _RESET_REQUIRED}
+ALL_IS_LOST = {_UNINITIALIZED, _DRIVER_NOT_LOADED, _LIB_RM_VERSION_MISMATCH}
+CARD_IS_LOST = {_GPU_IS_LOST, _RESET_REQUIRED}
 
 _REASONS = {
     _NO_PERMISSION: (
@@ -129,7 +144,7 @@ def driver() -> DriverState:
     Raises:
         SetupError: The binding, nvidia-ml-py, is missing.
     """
-    return _survey()[0]
+    return survey()[0]
 
 
 def cards() -> list[Card]:
@@ -141,7 +156,20 @@ def cards() -> list[Card]:
     Raises:
         SetupError: The binding, nvidia-ml-py, is missing.
     """
-    return _survey()[1]
+    return survey()[1]
+
+
+def survey() -> tuple[DriverState, list[Card]]:
+    """Ask for the driver and the cards in one look.
+
+    Raises:
+        SetupError: The binding, nvidia-ml-py, is missing.
+    """
+    found, problem = asked(_look)
+    return found or (DriverState(None, None, problem), [])
+
+
+_eras = itertools.count(1)
 
 
 class _Session:
@@ -149,10 +177,12 @@ class _Session:
 
     Attributes:
         lock: Held while NVML is asked.
+        era: A number of its own for each initialization; 0 before the first.
     """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()  # a finalizer may ask while its thread asks
+        self.era = 0
         self._binding: Any = None
 
     def open(self, binding: Any) -> None:
@@ -160,6 +190,7 @@ class _Session:
         if self._binding is None:
             binding.nvmlInit()
             self._binding = binding
+            self.era = next(_eras)
             atexit.register(self.close)
 
     def forget(self) -> None:
@@ -233,22 +264,38 @@ def _load_binding() -> Any:
     return pynvml
 
 
-def _survey() -> tuple[DriverState, list[Card]]:
-    """Return all that is to be known now."""
+def asked(look: Callable[[Any], _Answer]) -> tuple[_Answer | None, str | None]:
+    """Look with the initialized binding, as the only thread that asks NVML.
+
+    Args:
+        look: Called with the binding; a second time, from its beginning, where another
+            library had shut NVML down.
+
+    Returns:
+        What it returned, and None; or None and the sentence that says why not.
+
+    Raises:
+        SetupError: The binding, nvidia-ml-py, is missing.
+    """
     binding = _load_binding()
     with _session.lock:
         problem = None
         for _ in range(2):
             try:
                 _session.open(binding)
-                return _look(binding)
+                return look(binding), None
             except binding.NVMLError as error:
                 problem = _reason(error)
                 if error.value != _UNINITIALIZED:
                     break
                 # Another library in this process has shut NVML down once too often.
                 _session.forget()
-    return DriverState(None, None, problem), []
+    return None, problem
+
+
+def era() -> int:
+    """Return which initialization of NVML this is; handles are good for one only."""
+    return _session.era
 
 
 def _look(binding: Any) -> tuple[DriverState, list[Card]]:
@@ -260,11 +307,11 @@ def _look(binding: Any) -> tuple[DriverState, list[Card]]:
         try:
             found.append(_describe(binding, index))
         except binding.NVMLError as error:
-            if error.value in _ALL_IS_LOST:
+            if error.value in ALL_IS_LOST:
                 raise
             # NVML counts cards that were given to other users and containers too.
             if error.value != _NO_PERMISSION:
-                problems.append(_without(index, error))
+                problems.append(without(index, error))
     problems += [_instead_of(card) for card in found if card.divided]
     if count == 0:
         problems.append("The NVIDIA driver has found no card.")
@@ -281,7 +328,7 @@ def _cuda_version(binding: Any) -> tuple[tuple[int, int] | None, list[str]]:
     try:
         number = binding.nvmlSystemGetCudaDriverVersion_v2()
     except binding.NVMLError as error:
-        if error.value in _ALL_IS_LOST:
+        if error.value in ALL_IS_LOST:
             raise
         return None, [_NO_LIBCUDA] if error.value == _LIBRARY_NOT_FOUND else []
     # As NVML_CUDA_DRIVER_VERSION_MAJOR and _MINOR in nvml.h: 12080 is 12.8.
@@ -339,7 +386,7 @@ def _ask(
     try:
         return function(*arguments)
     except binding.NVMLError as error:
-        if error.value in _ALL_IS_LOST | _CARD_IS_LOST:
+        if error.value in ALL_IS_LOST | CARD_IS_LOST:
             raise
         return None
 
@@ -353,8 +400,9 @@ def _reason(error: Any) -> str:
     return _REASONS.get(error.value, f"NVML does not answer: {_words(error)}.")
 
 
-def _without(index: int, error: Any) -> str:
-    if error.value in _CARD_IS_LOST:
+def without(index: int, error: Any) -> str:
+    """Return the sentence that says why a card is left out."""
+    if error.value in CARD_IS_LOST:
         remedy = "restart the machine or the session"
         return f"Card {index} of nvidia-smi is lost ({_words(error)}); {remedy}."
     return f"Card {index} of nvidia-smi cannot be used: {_words(error)}."

@@ -8,20 +8,37 @@ CUDA_DEVICE_ORDER=PCI_BUS_ID, and the index here is the one it uses: what
 
 from __future__ import annotations
 
-import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import SupportsIndex
 
-from llamatelemetry._units import GIB
+from llamatelemetry._units import GIB, printable
+from llamatelemetry.exceptions import ConfigurationError, SetupWarning
 from llamatelemetry.gpu import _nvml
+from llamatelemetry.gpu._capability import ComputeCapability
 from llamatelemetry.gpu._nvml import Card, DriverState
+from llamatelemetry.gpu._visible import (
+    IndexedCard,
+    choose,
+    named_entries,
+    named_instances,
+    text_of,
+    visible_devices,
+    visible_places,
+)
 
-__all__ = ["DriverState", "GPUInfo", "detect_gpus", "measure_driver"]
-
-# CUDA reads an index as C's strtoul does: "1gpu" is 1.
-_INDEX = re.compile(r"\s*\+?([0-9]{1,18})")
-_UUID = "GPU-"
+__all__ = [
+    "ComputeCapability",
+    "DriverState",
+    "GPUInfo",
+    "detect_gpus",
+    "measure_driver",
+    "visible_cards",
+    "visible_devices_text",
+    "visible_places",
+]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -36,18 +53,28 @@ class GPUInfo:
         name: What NVIDIA calls it, ``Tesla T4``.
         total_memory_gb: Its memory in GiB.
         free_memory_gb: What was free of it when it was asked, in GiB.
-        compute_capability: What its cores can do, ``7.5``.
+        compute_capability: What its cores can do, ``7.5``; compared as numbers, so
+            that ``10.0`` is more.
         uuid: Its name for good, as CUDA_VISIBLE_DEVICES takes it.
         nvml_index: Its number in nvidia-smi.
+        driver_version: The NVIDIA driver's, ``570.172.08``.
+        pci_bus_id: Its place on the bus, ``00000000:00:04.0``.
     """
 
     index: int
     name: str
     total_memory_gb: float | None
     free_memory_gb: float | None
-    compute_capability: str | None
+    compute_capability: ComputeCapability | None
     uuid: str | None = None
     nvml_index: int | None = None
+    driver_version: str | None = None
+    pci_bus_id: str | None = None
+
+    def __post_init__(self) -> None:
+        told = self.compute_capability
+        if told is not None and not isinstance(told, ComputeCapability):
+            object.__setattr__(self, "compute_capability", ComputeCapability(told))
 
     @property
     def total_bytes(self) -> int | None:
@@ -79,7 +106,8 @@ def detect_gpus(environment: Mapping[str, str] | None = None) -> list[GPUInfo]:
     beginnings of such; what is unknown ends the list, an empty text hides all cards,
     and a card that is named twice hides all of them too. An index means the order of
     PCI_BUS_ID, in which servers are started, whatever CUDA_DEVICE_ORDER says here.
-    A card that MIG divides is left out, and so are MIG's instances.
+    A card that MIG divides is left out, and so are MIG's instances; a variable that
+    names one is warned of.
 
     Args:
         environment: Where CUDA_VISIBLE_DEVICES is looked up. None: in this process's
@@ -91,70 +119,89 @@ def detect_gpus(environment: Mapping[str, str] | None = None) -> list[GPUInfo]:
 
     Raises:
         SetupError: NVIDIA's nvidia-ml-py is missing.
+
+    Warns:
+        SetupWarning: CUDA_VISIBLE_DEVICES names instances of MIG.
     """
-    base = os.environ if environment is None else environment
-    cards = sorted(_nvml.cards(), key=_bus_order)
-    places = visible_places(
-        base.get("CUDA_VISIBLE_DEVICES"), [card.uuid for card in cards]
-    )
-    usable = [cards[place] for place in places if not cards[place].divided]
-    return [_information(index, card) for index, card in enumerate(usable)]
+    divided = named_instances(environment)
+    if divided is not None:
+        warnings.warn(divided, SetupWarning, stacklevel=2)
+    return [gpu for _, gpu in visible_cards(environment)]
 
 
-def measure_driver() -> DriverState:
+def measure_driver(environment: Mapping[str, str] | None = None) -> DriverState:
     """Return the NVIDIA driver's version, and why there is none or a card is missing.
+
+    Args:
+        environment: Where CUDA_VISIBLE_DEVICES is looked up. None: in this process's
+            environment.
 
     Raises:
         SetupError: NVIDIA's nvidia-ml-py is missing.
     """
-    return _nvml.driver()
+    state, divided = _nvml.driver(), named_instances(environment)
+    if divided is None:
+        return state
+    return replace(state, problem=" ".join(filter(None, (state.problem, divided))))
 
 
-def visible_places(visible: str | None, uuids: Sequence[str | None]) -> list[int]:
-    """Return which of a machine's cards CUDA shows, in the order it shows them.
+def visible_cards(
+    environment: Mapping[str, str] | None = None,
+) -> list[tuple[int, GPUInfo]]:
+    """Return the cards that `detect_gpus` does, each with its place on the machine.
 
-    The rules are CUDA's (https://docs.nvidia.com/cuda/cuda-c-programming-guide/
-    index.html#env-vars). Those it does not write down are the ones PyTorch follows in
-    ``torch.cuda._parse_visible_devices``: the first entry decides whether indices or
-    UUIDs are read, and what is named twice hides everything.
+    The place is what CUDA_VISIBLE_DEVICES counts by: divided cards have one too.
+
+    Raises:
+        SetupError: NVIDIA's nvidia-ml-py is missing.
+    """
+    driver, found = _nvml.survey()
+    cards = sorted(found, key=_bus_order)
+    places = visible_places(visible_devices(environment), [card.uuid for card in cards])
+    usable = [place for place in places if not cards[place].divided]
+    return [
+        (place, _information(index, cards[place], driver.version))
+        for index, place in enumerate(usable)
+    ]
+
+
+def visible_devices_text(
+    gpus: Sequence[SupportsIndex | IndexedCard],
+    environment: Mapping[str, str] | None = None,
+) -> str:
+    """Return the CUDA_VISIBLE_DEVICES with which a child sees exactly these cards.
+
+    Cards are named by their UUIDs, which mean the same in every process. Where one of
+    them has none, all are named by this process's own entries of the variable, or by
+    their indices; the child then needs CUDA_DEVICE_ORDER=PCI_BUS_ID, with which
+    servers are started.
 
     Args:
-        visible: The value of CUDA_VISIBLE_DEVICES, or None if it is not set.
-        uuids: The cards' UUIDs in the order of CUDA_DEVICE_ORDER.
+        gpus: The cards in the order in which the child is to count them: indices as
+            `detect_gpus` counts, or cards. The UUID of a card counts as it is.
+        environment: Where this process's CUDA_VISIBLE_DEVICES is looked up. None: in
+            its environment.
+
+    Returns:
+        ``GPU-8932f937-...,GPU-1eadbeef-...``, or ``1,0``. Empty, which hides all
+        cards, for no card.
+
+    Raises:
+        ConfigurationError: A card is not among those that this process sees, as far
+            as these are known; or one is named twice.
+        SetupError: NVIDIA's nvidia-ml-py is missing.
     """
-    if visible is None:
-        return list(range(len(uuids)))
-    by_uuid = visible.lstrip().startswith(_UUID)
-    places: list[int] = []
-    for entry in visible.split(","):
-        place = _place_of_uuid(entry, uuids) if by_uuid else _place(entry, len(uuids))
-        if place is None:
-            break
-        if place in places:
-            return []
-        places.append(place)
-    return places
-
-
-def _place(entry: str, count: int) -> int | None:
-    """Return the place an index means; a MIG instance's name has none."""
-    found = _INDEX.match(entry)
-    if found is None or int(found[1]) >= count:
-        return None
-    return int(found[1])
-
-
-def _place_of_uuid(entry: str, uuids: Sequence[str | None]) -> int | None:
-    """Return the place of the one card whose UUID begins like this."""
-    beginning = entry.strip()
-    found = [
-        place
-        for place, uuid in enumerate(uuids)
-        if uuid is not None and uuid.startswith(beginning)
-    ]
-    if not beginning.startswith(_UUID) or len(found) != 1:
-        return None
-    return found[0]
+    if isinstance(gpus, str):
+        raise ConfigurationError(f"gpus is {printable(gpus)!r}, and must be a list")
+    choices = [choose(gpu) for gpu in gpus]
+    if all(choice.uuid is not None for choice in choices):
+        return text_of(choices, {}, None)
+    visible, variable = visible_cards(environment), visible_devices(environment)
+    if visible:  # a card without a UUID can only be visible by its place
+        entries: dict[int, str] | None = {gpu.index: str(at) for at, gpu in visible}
+    else:
+        entries = None if variable is None else named_entries(variable)
+    return text_of(choices, {gpu.index: gpu.uuid for _, gpu in visible}, entries)
 
 
 def _bus_order(card: Card) -> tuple[bool, list[int], int]:
@@ -165,16 +212,22 @@ def _bus_order(card: Card) -> tuple[bool, list[int], int]:
     return not known, place, card.nvml_index
 
 
-def _information(index: int, card: Card) -> GPUInfo:
+def _information(index: int, card: Card, driver_version: str | None) -> GPUInfo:
     capability = card.compute_capability
     return GPUInfo(
         index=index,
         name=card.name,
         total_memory_gb=_gib(card.total_bytes),
         free_memory_gb=_gib(card.free_bytes),
-        compute_capability=None if capability is None else "{}.{}".format(*capability),
+        compute_capability=(
+            None
+            if capability is None
+            else ComputeCapability("{}.{}".format(*capability))
+        ),
         uuid=card.uuid,
         nvml_index=card.nvml_index,
+        driver_version=driver_version,
+        pci_bus_id=card.pci_bus_id,
     )
 
 

@@ -17,6 +17,7 @@ from llamatelemetry.exceptions import (
     ConfigurationError,
     EngineNotFoundError,
 )
+from llamatelemetry.gpu._capability import ComputeCapability
 from llamatelemetry.gpu.inventory import GPUInfo
 from llamatelemetry.server._installed import RECORD_NAME, InstalledEngine
 from llamatelemetry.server.engine import (
@@ -47,7 +48,7 @@ _KAGGLE = Machine(
     "2.35",
     "570.172.08",
     (12, 8),
-    (GPUInfo(0, "Tesla T4", 15.0, 14.7, "7.5"),),
+    (GPUInfo(0, "Tesla T4", 15.0, 14.7, ComputeCapability("7.5")),),
     "",
 )
 """What a capsule is packed for: Kaggle's image and driver as seen in 2026."""

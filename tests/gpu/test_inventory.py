@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import ast
+import copy
 import dataclasses
 import json
+import operator
 import os
+import pickle
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nvml_tools import DRIVER_NOT_LOADED, GPU_IS_LOST, MIB, StandInDriver, t4
 
+import llamatelemetry
+import llamatelemetry.gpu
+from llamatelemetry.exceptions import ConfigurationError, SetupWarning
+from llamatelemetry.gguf import GPUMemory
 from llamatelemetry.gguf._cards import GPU, T4_FREE_BYTES
-from llamatelemetry.gpu import GPUInfo, detect_gpus
+from llamatelemetry.gpu import (
+    ComputeCapability,
+    GPUInfo,
+    detect_gpus,
+    visible_devices_text,
+)
 from llamatelemetry.gpu.inventory import (
     DriverState,
     measure_driver,
@@ -46,6 +62,8 @@ def test_kaggle_s_two_cards_are_what_the_reference_shows(
             compute_capability="7.5",
             uuid=f"GPU-{index}eadbeef-5555-6666-7777-88889999aaa{index}",
             nvml_index=index,
+            driver_version="570.172.08",
+            pci_bus_id=f"00000000:00:0{4 + index}.0",
         )
         for index in (0, 1)
     ]
@@ -215,6 +233,279 @@ def test_cards_that_cannot_be_used_are_left_out(driver: StandInDriver) -> None:
     assert "Card 1" in problem
 
 
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [("7.5", "10.0"), ("7.5", "8.0"), ("8.6", "8.9"), ("8.9", "12.0"), ("9.0", "9.10")],
+)
+def test_capabilities_are_put_in_order_as_numbers(less: str, more: str) -> None:
+    """What CUDA counts higher is more, beside a capability and beside a plain text."""
+    one, other = ComputeCapability(less), ComputeCapability(more)
+
+    for left, right in [(one, other), (one, more), (less, other)]:
+        assert left < right
+        assert left <= right
+        assert right > left
+        assert right >= left
+        assert not left > right
+        assert not left >= right
+        assert not right < left
+        assert not right <= left
+    assert sorted([other, one]) == [one, other]
+    assert one <= less
+    assert one >= less
+    assert not one < less
+
+
+def test_a_capability_is_its_text() -> None:
+    """It is equal to the text, found by it, printed as it, and copied as what it is."""
+    one = ComputeCapability("7.5")
+
+    assert one == "7.5"
+    assert one != "7.50"
+    assert {"7.5": "T4"}[one] == "T4"
+    assert f"{one}" == "7.5"
+    assert json.dumps([one]) == '["7.5"]'
+    assert one.numbers == (7, 5)
+    for twin in (copy.copy(one), copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
+        assert twin == one
+        assert type(twin) is ComputeCapability
+
+
+@pytest.mark.parametrize("text", ["", "7", "7.5.1", "07.5", "7.05", "sm_75", "9.0a", 7])
+def test_what_is_no_capability_is_an_error(text: Any) -> None:
+    """Nothing else becomes a capability."""
+    with pytest.raises(ConfigurationError, match="is no compute capability"):
+        ComputeCapability(text)
+
+
+@pytest.mark.parametrize("other", ["high", "", 7.5, None, (7, 5)])
+@pytest.mark.parametrize(
+    "compare", [operator.lt, operator.le, operator.gt, operator.ge]
+)
+def test_a_capability_has_no_order_beside_anything_else(
+    compare: Callable[[Any, Any], bool], other: object
+) -> None:
+    """A comparison that means nothing is an error, on either side, never a guess."""
+    with pytest.raises(TypeError):
+        compare(ComputeCapability("7.5"), other)
+    with pytest.raises(TypeError):
+        compare(other, ComputeCapability("7.5"))
+
+
+def test_a_card_made_by_hand_has_a_capability_too() -> None:
+    """A plain text becomes one, so that cards compare wherever they come from."""
+    gpu = GPUInfo(0, "Tesla T4", 15.0, 14.7, "7.5")  # type: ignore[arg-type]
+
+    assert isinstance(gpu.compute_capability, ComputeCapability)
+    assert gpu.compute_capability < "10.0"
+    assert pickle.loads(pickle.dumps(gpu)) == gpu
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_each_card_has_its_place_and_its_driver(
+    driver: StandInDriver, count: int
+) -> None:
+    """The last fields: where the card is on the bus, and which driver runs it."""
+    driver.describe(*map(t4, range(count)), driver="580.65.06")
+
+    gpus = detect_gpus()
+
+    assert [gpu.index for gpu in gpus] == list(range(count))
+    assert {gpu.driver_version for gpu in gpus} == {"580.65.06"}
+    assert [gpu.pci_bus_id for gpu in gpus] == [
+        f"00000000:00:{4 + number:02X}.0" for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    "visible", [MIG, "MIG-7f1c3a5e-0000", f"0, {MIG}", f"{FIRST},{MIG},MIG-1"]
+)
+def test_instances_of_mig_are_named_as_not_supported(
+    driver: StandInDriver, monkeypatch: pytest.MonkeyPatch, visible: str
+) -> None:
+    """One warning, and the driver's problem, name each instance and what to do."""
+    driver.describe(t4(uuid=FIRST))
+    named = [entry.strip() for entry in visible.split(",") if "MIG" in entry]
+
+    with pytest.warns(SetupWarning) as caught:
+        gpus = detect_gpus({"CUDA_VISIBLE_DEVICES": visible})
+
+    assert len(gpus) == (0 if visible.startswith("MIG") else 1)
+    (warning,) = caught
+    assert warning.filename == __file__
+    told = str(warning.message)
+    assert f"names {', '.join(named)}: instances of MIG are not supported" in told
+    assert "Name whole cards" in told
+    assert measure_driver({"CUDA_VISIBLE_DEVICES": visible}).problem == told
+    assert measure_driver().problem is None
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    driver.describe(t4(uuid=FIRST, mig=1))
+
+    assert measure_driver().problem == (
+        "Card 0 of nvidia-smi (Tesla T4) is divided by MIG, and its instances are not "
+        f"looked at. {told}"
+    )
+
+
+def texts(*gpus: Any, visible: str | None = None) -> str:
+    """Return the text for cards, in an environment with this variable."""
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    return visible_devices_text(gpus, environment)
+
+
+def test_a_child_is_shown_cards_by_their_uuids(
+    driver: StandInDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cards count as this process sees them, in the order they are asked for."""
+    driver.describe(*(t4(at, uuid=uuid) for at, uuid in enumerate(UUIDS)))
+
+    assert texts() == ""
+    assert texts(0) == FIRST
+    assert texts(2, 0) == f"{THIRD},{FIRST}"
+    assert texts(0, visible="2,1") == THIRD
+    assert texts(1, visible=f"{SECOND},GPU-8932f") == FIRST
+    assert texts(*detect_gpus({"CUDA_VISIBLE_DEVICES": "1,2"})) == f"{SECOND},{THIRD}"
+    assert texts(GPUMemory(1), 0, visible="2,1") == f"{SECOND},{THIRD}"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert visible_devices_text([0]) == SECOND
+
+
+@pytest.mark.parametrize("visible", [None, "2,1", FIRST])
+def test_a_child_sees_what_it_was_to_see(
+    driver: StandInDriver, visible: str | None
+) -> None:
+    """Read again, the text shows exactly the chosen cards, with UUIDs or without."""
+    for uuids in (UUIDS, [None] * 3):
+        driver.describe(*(t4(at, uuid=uuid) for at, uuid in enumerate(uuids)))
+        environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+        here = detect_gpus(environment)[::-1]
+
+        text = visible_devices_text([gpu.index for gpu in here], environment)
+        there = detect_gpus({"CUDA_VISIBLE_DEVICES": text})
+
+        assert [gpu.nvml_index for gpu in there] == [gpu.nvml_index for gpu in here]
+        assert visible_devices_text(here, environment) == text
+
+
+def test_cards_without_uuids_are_named_by_their_places(driver: StandInDriver) -> None:
+    """One card without a UUID names all by places; a divided card has one too."""
+    driver.describe(t4(0, mig=1), t4(1, uuid=None), t4(2))
+
+    assert texts(0, 1) == "1,2"
+    assert texts(1) == "GPU-2eadbeef-5555-6666-7777-88889999aaa2"
+    assert texts(1, 0, visible="2,1") == "1,2"
+    assert texts(0, detect_gpus()[1]) == "1,2"
+
+
+def test_without_known_cards_the_own_variable_or_the_index_counts(
+    driver: StandInDriver,
+) -> None:
+    """Where no driver tells, an index is this process's own entry, or itself."""
+    driver.unplug()
+
+    assert texts(1, 0) == "1,0"
+    assert texts(1, visible="GPU-a, GPU-b") == "GPU-b"
+    assert texts(0, visible="3") == "3"
+    for visible in ("", "-1", "3,-1,1"):
+        with pytest.raises(ConfigurationError, match="card 1 is not visible"):
+            texts(1, visible=visible)
+
+
+def test_cards_that_cannot_be_shown_are_errors(driver: StandInDriver) -> None:
+    """What is not visible, named twice or no card is told at once."""
+    driver.describe(t4(0, uuid=FIRST), t4(1, uuid=SECOND))
+    (first, _) = detect_gpus()
+
+    with pytest.raises(ConfigurationError, match="card 2 is not.* sees 0, 1; detect"):
+        texts(0, 2)
+    with pytest.raises(ConfigurationError, match="card 1 is not .* sees 0; detect"):
+        texts(1, visible="1")
+    for twice in ((0, 0), (0, first), (first, first)):
+        with pytest.raises(ConfigurationError, match=f"{FIRST} is named twice"):
+            texts(*twice)
+    for wrong in (-1, True, 0.5, "0", None, [0]):
+        with pytest.raises(ConfigurationError, match="is no card; give an index"):
+            texts(wrong)
+    with pytest.raises(ConfigurationError, match="must be a list"):
+        visible_devices_text("0,1")  # type: ignore[arg-type]
+
+    class OnlyNamed:
+        uuid = THIRD
+
+    assert texts(OnlyNamed()) == THIRD
+    driver.unplug()
+    with pytest.raises(ConfigurationError, match="cannot be named together"):
+        texts(OnlyNamed(), 0)
+    with pytest.raises(ConfigurationError, match="card 0 is named twice"):
+        texts(0, GPUMemory(0))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yield what a module of the package imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_looking_at_cards_starts_no_program() -> None:
+    """Nothing in the package's gpu folder leads to what starts processes."""
+    root = Path(llamatelemetry.__file__).parent
+    waiting, seen = list((root / "gpu").glob("*.py")), set()
+    while waiting:
+        path = waiting.pop()
+        seen.add(path.relative_to(root).as_posix())
+        for name in imported(path):
+            assert name.split(".")[0] != "subprocess", path
+            inner = root.joinpath(*name.split(".")[1:]).with_suffix(".py")
+            ours = name.startswith("llamatelemetry.") and inner.is_file()
+            if ours and inner.relative_to(root).as_posix() not in seen:
+                waiting.append(inner)
+
+    assert {"gpu/_readings.py", "_tables.py", "exceptions.py"} <= seen
+    assert "server/_process.py" not in seen
+
+
+def test_the_package_of_cards_names_what_it_has() -> None:
+    """Every public name is there, the lazy ones too, and no other."""
+    for name in llamatelemetry.gpu.__all__:
+        assert getattr(llamatelemetry.gpu, name).__name__ == name
+    assert dir(llamatelemetry.gpu) == sorted(llamatelemetry.gpu.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'GPUs'"):
+        _ = llamatelemetry.gpu.GPUs
+
+
+@pytest.mark.gpu
+def test_real_cards_are_the_ones_nvidia_smi_shows() -> None:
+    """With a real driver, each card has the facts that nvidia-smi has."""
+    facts = "index,name,uuid,pci.bus_id,driver_version,memory.total"
+    done = subprocess.run(
+        ["nvidia-smi", f"--query-gpu={facts}", "--format=csv,noheader,nounits"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    rows = [line.split(", ") for line in done.stdout.splitlines()]
+
+    gpus = detect_gpus({})
+
+    assert sorted(
+        [
+            str(gpu.nvml_index),
+            gpu.name,
+            str(gpu.uuid),
+            str(gpu.pci_bus_id).upper(),
+            str(gpu.driver_version),
+            str(round((gpu.total_bytes or 0) / MIB)),
+        ]
+        for gpu in gpus
+    ) == sorted(rows)
+
+
 # What CUDA itself says, in a program of its own: it reads the variable once.
 CUDA = """
 import ctypes, json, uuid
@@ -275,7 +566,9 @@ def test_real_cards_are_the_ones_cuda_sees(visible: str | None) -> None:
     )
     version, cards = json.loads(done.stdout)
 
-    gpus = detect_gpus(environment)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SetupWarning)  # one names a MIG instance
+        gpus = detect_gpus(environment)
 
     assert [
         [gpu.index, gpu.name, gpu.uuid, gpu.compute_capability] for gpu in gpus

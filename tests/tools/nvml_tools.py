@@ -46,6 +46,14 @@ def t4(number: int = 0, **changes: object) -> dict[str, object]:
         "free": 15_096 * MIB,
         "reserved": 261 * MIB,
         "capability": "7 5",
+        "utilization": "0 0",
+        "power": 9_500,
+        "power_limit": 70_000,
+        "temperature": 38,
+        "clocks": "300 300 405 540",
+        "reasons": 1,
+        "processes": "",
+        "graphics_processes": "",
     } | changes
 
 
@@ -85,7 +93,7 @@ class StandInDriver:
         monkeypatch.setattr(_nvml, "_session", _nvml._Session())
 
     def describe(self, *cards: Description, **system: object) -> None:
-        """Say what there is from now on."""
+        """Say what there is from now on; without a log of the calls if it is None."""
         self.write(DRIVER | system, cards)
 
     def write(self, system: Description, cards: Iterable[Description]) -> None:
@@ -93,7 +101,7 @@ class StandInDriver:
 
         The file is replaced as a whole, since the stand-in may be reading it.
         """
-        parts = [system | {"log": self.log}, *cards]
+        parts = [{"log": self.log} | system, *cards]
         text = "card\n".join(
             "".join(
                 f"{key} {value}\n" for key, value in part.items() if value is not None

@@ -6,20 +6,24 @@ first part of its path, as options joined by commas::
 
     http://127.0.0.1:PORT/tokens=3,pace=0.1,end=cut/v1/chat/completions
 
-so that a client is aimed at a behaviour by its base URL. ``GET /seen`` answers what
-was asked for so far. It shares no code with the package that it tests.
+so that a client is aimed at a behaviour by its base URL; a request's body may hold
+more of them in ``stand_in``. ``GET /seen`` answers what was asked for so far. It shares
+no code with the package that it tests.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import socket
 import socketserver
 import struct
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 DEFAULTS: dict[str, Any] = {
@@ -44,6 +48,9 @@ DEFAULTS: dict[str, Any] = {
     "close": 0,  # 1: say keep-alive, and close all the same
     "tag": "",  # nothing; makes two addresses differ
     "drop": 0,  # this many first requests of a path are dropped unanswered
+    "die": "",  # at once, begun or spoken: when the whole program ends by SIGKILL
+    "obeys": 0,  # 1: new scales of adapters are taken; 0: the answer is a strange one
+    "once": "",  # a file: it dies only while there is none, and makes it
 }
 
 LINE_ENDS = {"lf": b"\n", "cr": b"\r", "crlf": b"\r\n"}
@@ -68,10 +75,14 @@ class Options(dict[str, Any]):
         first, _, rest = path.removeprefix("/").partition("/")
         if "=" not in first or "?" in first:
             return options, path
-        for pair in first.split(","):
-            key, _, value = pair.partition("=")
-            options[key] = type(DEFAULTS[key])(value)
+        options.add(first)
         return options, "/" + rest
+
+    def add(self, pairs: str) -> None:
+        """Take in options joined by commas."""
+        for pair in pairs.split(","):
+            key, _, value = pair.partition("=")
+            self[key] = type(DEFAULTS[key])(value)
 
 
 class Handler(socketserver.StreamRequestHandler):
@@ -97,6 +108,8 @@ class Handler(socketserver.StreamRequestHandler):
             headers[name.lower()] = value.strip()
         body = self.rfile.read(int(headers.get("content-length", 0)))
         self.options, path = Options.read(request[1])
+        if body and "stand_in" in (asked := json.loads(body)):
+            self.options.add(asked["stand_in"])
         if path == "/seen":
             return self.send_json(self.server.seen)
         repeated = sum(request[1] == old["target"] for old in self.server.seen)
@@ -114,8 +127,18 @@ class Handler(socketserver.StreamRequestHandler):
             return False
         if self.options["before"]:
             time.sleep(self.options["before"])
+        self.die("at once")
         alive = self.answer(path, self.entry["body"] or {})
         return alive and not self.options["close"]
+
+    def die(self, moment: str) -> None:
+        """End the program if this is the moment the options name."""
+        mark = self.options["once"]
+        if self.options["die"] != moment or (mark and Path(mark).exists()):
+            return
+        if mark:
+            Path(mark).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def answer(self, path: str, body: Any) -> bool:
         """Answer in the way the options say, else as the API does."""
@@ -126,6 +149,11 @@ class Handler(socketserver.StreamRequestHandler):
             return self.send_error()
         if path in ("/v1/chat/completions", "/v1/completions"):
             return self.send_stream("chat" in path, body)
+        if options["obeys"] and (path, self.entry["method"]) == (
+            "/lora-adapters",
+            "POST",
+        ):
+            return self.send_json({"success": True})
         if path == "/v1/embeddings":
             packed = struct.pack("<3f", 1.0, 2.0, 3.0).hex()
             vectors = [bytes.fromhex(packed), [1.0, 2.0, 3.0]]
@@ -182,6 +210,7 @@ class Handler(socketserver.StreamRequestHandler):
             "Keep-Alive: timeout=5, max=100\r\n\r\n".encode()
         )
         started = time.monotonic()
+        self.die("begun")
         try:
             return self.send_events(chat, body)
         except ConnectionError:
@@ -197,6 +226,8 @@ class Handler(socketserver.StreamRequestHandler):
         self.send_event(chunk(chat, role=True))
         for number, piece in enumerate(pieces(options)):
             self.wait(options["pace"])
+            if number == 1:
+                self.die("spoken")
             for choice in range(options["choices"]):
                 self.send_event(chunk(chat, index=choice, **piece))
             if number == 0 and options["hush"]:
@@ -387,14 +418,14 @@ def embeddings(body: Any, vectors: list[Any]) -> dict[str, Any]:
 
 
 class Server(socketserver.ThreadingTCPServer):
-    """Listens on a free port of loopback and remembers what it was asked."""
+    """Listens on a port of loopback, any free one, and remembers what it was asked."""
 
     allow_reuse_address = True
     request_queue_size = 128
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
         self.seen: list[dict[str, Any]] = []
 
 

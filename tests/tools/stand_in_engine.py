@@ -187,12 +187,38 @@ def short_lived(options: argparse.Namespace) -> None:
     listen(options)
 
 
+def talking(options: argparse.Namespace) -> None:
+    """Answer the whole API, as stand_in_api.py does.
+
+    With options from the environment, and one more from the alias: "pace=0.1".
+    """
+    import stand_in_api
+
+    stand_in_api.DEFAULTS["obeys"] = int(os.environ.get("STAND_IN_OBEYS", "1"))
+    if "=" in options.alias:
+        name, _, value = options.alias.partition("=")
+        stand_in_api.DEFAULTS[name] = type(stand_in_api.DEFAULTS[name])(value)
+    server = stand_in_api.Server(options.port)
+    log(f"srv load_model: loading model '{options.model}'")
+    log(f"srv llama_server: listening on http://{options.host}:{options.port}")
+    server.serve_forever()
+
+
+def talking_once(options: argparse.Namespace) -> None:
+    """The same at the first start; crash at all others (a file beside the model)."""
+    mark = Path(f"{options.model}.{options.port}.started")
+    if mark.exists():
+        crash(options)
+    mark.touch()
+    talking(options)
+
+
 MODES: dict[str, Callable[[argparse.Namespace], None]] = {
     mode.__name__: mode
     for mode in (
         good, slow, noisy, binary, mute, crash, out_of_memory, old_engine, beaten,
         beaten_once, immortal, wrapper, short_lived, warned, daemon, closed_output,
-        tells_key, slow_help,
+        tells_key, slow_help, talking, talking_once,
     )
 }  # fmt: skip
 
@@ -209,6 +235,7 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("-m", "--model")
+    parser.add_argument("--alias", default="")
     options, _ = parser.parse_known_args()
     MODES[options.mode](options)
 

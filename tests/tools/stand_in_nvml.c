@@ -6,7 +6,8 @@
  *
  *     driver 570.172.08
  *     cuda 12080
- *     log /tmp/calls                      each call is noted here: "PID function"
+ *     log /tmp/calls                      each call is noted here: "PID function";
+ *                                         without this line nothing is
  *     error.nvmlInitWithFlags 18          this function returns this code
  *     delay.nvmlInitWithFlags 20          ... after so many milliseconds
  *     card                                what follows is about the first card
@@ -14,6 +15,14 @@
  *     uuid GPU-...
  *     pci 0 0 4                           domain, bus and device
  *     total 16106127360
+ *     utilization 37 12                   percent: of the cores, of the memory
+ *     power 27123                         milliwatts
+ *     power_limit 70000
+ *     temperature 41
+ *     clocks 585 585 5000 540             MHz: graphics, cores, memory, video
+ *     reasons 4                           a bit for each reason not to run faster
+ *     processes 4242:1048576 4243:?       pid and bytes; "?" where they are not told
+ *     graphics_processes
  *     error 15                            each function on this card returns this code
  *     card
  *     ...
@@ -42,6 +51,7 @@ enum {
     UNINITIALIZED = 1,
     INVALID_ARGUMENT = 2,
     NOT_SUPPORTED = 3,
+    NOT_FOUND = 6,
     INSUFFICIENT_SIZE = 7,
     DRIVER_NOT_LOADED = 9,
     ARGUMENT_VERSION_MISMATCH = 25,
@@ -131,22 +141,26 @@ static void delay(const char *function)
         nanosleep(&wait, NULL);
 }
 
-/* Begin a call: return the code the file wants, or SUCCESS. Leaves the lock held. */
-static int begin(int card, const char *function)
+/* The code the file wants a function to return, or SUCCESS. */
+static int wanted(int card, const char *function)
 {
-    const char *told;
-
-    pthread_mutex_lock(&lock);
-    if (!read_description())
-        return DRIVER_NOT_LOADED;
-    note(function);
-    delay(function);
-    told = find_for(card, "error", function);
+    const char *told = find_for(card, "error", function);
     if (told == NULL && card != NO_CARD)
         told = find(card, "error");
     if (told == NULL)
         told = find_for(NO_CARD, "error", function);
     return told == NULL ? SUCCESS : atoi(told);
+}
+
+/* Begin a call: return the code the file wants, or SUCCESS. Leaves the lock held. */
+static int begin(int card, const char *function)
+{
+    pthread_mutex_lock(&lock);
+    if (!read_description())
+        return DRIVER_NOT_LOADED;
+    note(function);
+    delay(function);
+    return wanted(card, function);
 }
 
 static int end(int code)
@@ -301,6 +315,22 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned int index, device_t *device)
     return end(code);
 }
 
+int nvmlDeviceGetHandleByUUID(const char *uuid, device_t *device)
+{
+    const char *told;
+    int card = 0;
+    int code = begin_initialized(NO_CARD, "nvmlDeviceGetHandleByUUID");
+    if (code != SUCCESS)
+        return end(code);
+    while (card < card_count && ((told = find(card, "uuid")) == NULL
+                                 || strcmp(told, uuid) != 0))
+        card++;
+    code = card < card_count ? wanted(card, "nvmlDeviceGetHandleByUUID") : NOT_FOUND;
+    if (code == SUCCESS)
+        *device = (device_t)((size_t)card + 1);
+    return end(code);
+}
+
 int nvmlDeviceGetIndex(device_t device, unsigned int *index)
 {
     int code = begin_initialized(card_of(device), "nvmlDeviceGetIndex");
@@ -432,4 +462,217 @@ int nvmlDeviceGetMigMode(device_t device, unsigned int *current, unsigned int *p
     if (code == SUCCESS)
         *current = *pending = (unsigned int)mode;
     return end(code);
+}
+
+/* What a card is doing. */
+
+/* The numbers of a value such as "585 585 5000 540"; INVALID_ARGUMENT if it has fewer. */
+static int numbers(int card, const char *key, unsigned int *result, int count)
+{
+    const char *told = find(card, key);
+    char *rest;
+    if (told == NULL)
+        return NOT_SUPPORTED;
+    for (int place = 0; place < count; place++, told = rest) {
+        result[place] = (unsigned int)strtoul(told, &rest, 10);
+        if (rest == told)
+            return INVALID_ARGUMENT;
+    }
+    return SUCCESS;
+}
+
+/* A call whose answer is one number of the card. */
+static int one_number(device_t device, const char *function, const char *key,
+                      unsigned int *result)
+{
+    int code = begin_initialized(card_of(device), function);
+    if (code == SUCCESS)
+        code = numbers(card_of(device), key, result, 1);
+    return end(code);
+}
+
+struct utilization {
+    unsigned int gpu;
+    unsigned int memory;
+};
+
+int nvmlDeviceGetUtilizationRates(device_t device, struct utilization *result)
+{
+    unsigned int told[2];
+    int code = begin_initialized(card_of(device), "nvmlDeviceGetUtilizationRates");
+    if (code == SUCCESS)
+        code = numbers(card_of(device), "utilization", told, 2);
+    if (code == SUCCESS) {
+        result->gpu = told[0];
+        result->memory = told[1];
+    }
+    return end(code);
+}
+
+int nvmlDeviceGetPowerUsage(device_t device, unsigned int *milliwatts)
+{
+    return one_number(device, "nvmlDeviceGetPowerUsage", "power", milliwatts);
+}
+
+int nvmlDeviceGetEnforcedPowerLimit(device_t device, unsigned int *milliwatts)
+{
+    return one_number(device, "nvmlDeviceGetEnforcedPowerLimit", "power_limit",
+                      milliwatts);
+}
+
+int nvmlDeviceGetPowerManagementLimit(device_t device, unsigned int *milliwatts)
+{
+    return one_number(device, "nvmlDeviceGetPowerManagementLimit", "power_limit",
+                      milliwatts);
+}
+
+int nvmlDeviceGetTemperature(device_t device, int sensor, unsigned int *celsius)
+{
+    (void)sensor; /* there is one */
+    return one_number(device, "nvmlDeviceGetTemperature", "temperature", celsius);
+}
+
+struct temperature {
+    unsigned int version;
+    int sensor;
+    int celsius;
+};
+
+int nvmlDeviceGetTemperatureV(device_t device, struct temperature *result)
+{
+    unsigned int celsius = 0;
+    int code = begin_initialized(card_of(device), "nvmlDeviceGetTemperatureV");
+    if (code == SUCCESS && result->version != (sizeof *result | 1u << 24))
+        code = ARGUMENT_VERSION_MISMATCH;
+    if (code == SUCCESS)
+        code = numbers(card_of(device), "temperature", &celsius, 1);
+    if (code == SUCCESS)
+        result->celsius = (int)celsius;
+    return end(code);
+}
+
+int nvmlDeviceGetClockInfo(device_t device, unsigned int type, unsigned int *megahertz)
+{
+    unsigned int told[4];
+    int code = begin_initialized(card_of(device), "nvmlDeviceGetClockInfo");
+    if (code == SUCCESS)
+        code = type < 4 ? numbers(card_of(device), "clocks", told, (int)type + 1)
+                        : INVALID_ARGUMENT;
+    if (code == SUCCESS)
+        *megahertz = told[type];
+    return end(code);
+}
+
+/* One answer by two names: the newer one came with driver 535. */
+static int clock_reasons(device_t device, const char *function,
+                         unsigned long long *reasons)
+{
+    int code = begin_initialized(card_of(device), function);
+    if (code == SUCCESS)
+        code = number(card_of(device), "reasons", reasons);
+    return end(code);
+}
+
+int nvmlDeviceGetCurrentClocksEventReasons(device_t device, unsigned long long *reasons)
+{
+    return clock_reasons(device, "nvmlDeviceGetCurrentClocksEventReasons", reasons);
+}
+
+int nvmlDeviceGetCurrentClocksThrottleReasons(device_t device,
+                                              unsigned long long *reasons)
+{
+    return clock_reasons(device, "nvmlDeviceGetCurrentClocksThrottleReasons", reasons);
+}
+
+/* nvmlProcessInfo_t, which has been the same since its second version. */
+struct process {
+    unsigned int pid;
+    unsigned long long bytes;
+    unsigned int gpu_instance;
+    unsigned int compute_instance;
+};
+
+static const unsigned long long NOT_TOLD = ~0ULL;
+static const unsigned int NO_INSTANCE = ~0u;
+
+/* Write the processes of "4242:1048576 4243:?"; *count is the room, then the number. */
+static int processes_of(int card, const char *key, unsigned int *count,
+                        struct process *result)
+{
+    const char *told = find(card, key);
+    unsigned int room = *count, pid;
+    char bytes[32];
+    int length;
+
+    if (told == NULL)
+        return NOT_SUPPORTED;
+    *count = 0;
+    while (sscanf(told, " %u:%31s%n", &pid, bytes, &length) == 2) {
+        if (*count < room)
+            result[*count] = (struct process){
+                pid, bytes[0] == '?' ? NOT_TOLD : strtoull(bytes, NULL, 10),
+                NO_INSTANCE, NO_INSTANCE,
+            };
+        (*count)++;
+        told += length;
+    }
+    return *count > room ? INSUFFICIENT_SIZE : SUCCESS;
+}
+
+static int running_processes(device_t device, const char *function, const char *key,
+                             unsigned int *count, struct process *result)
+{
+    int code = begin_initialized(card_of(device), function);
+    if (code == SUCCESS)
+        code = processes_of(card_of(device), key, count, result);
+    return end(code);
+}
+
+int nvmlDeviceGetComputeRunningProcesses_v2(device_t device, unsigned int *count,
+                                            struct process *result)
+{
+    return running_processes(device, "nvmlDeviceGetComputeRunningProcesses_v2",
+                             "processes", count, result);
+}
+
+int nvmlDeviceGetComputeRunningProcesses_v3(device_t device, unsigned int *count,
+                                            struct process *result)
+{
+    return running_processes(device, "nvmlDeviceGetComputeRunningProcesses_v3",
+                             "processes", count, result);
+}
+
+int nvmlDeviceGetGraphicsRunningProcesses_v3(device_t device, unsigned int *count,
+                                             struct process *result)
+{
+    return running_processes(device, "nvmlDeviceGetGraphicsRunningProcesses_v3",
+                             "graphics_processes", count, result);
+}
+
+/* What is asked for by gpustat and nvitop, and told by no card here. */
+
+static int not_supported(device_t device, const char *function)
+{
+    int code = begin_initialized(card_of(device), function);
+    return end(code == SUCCESS ? NOT_SUPPORTED : code);
+}
+
+int nvmlDeviceGetFanSpeed(device_t device)
+{
+    return not_supported(device, "nvmlDeviceGetFanSpeed");
+}
+
+int nvmlDeviceGetEncoderUtilization(device_t device)
+{
+    return not_supported(device, "nvmlDeviceGetEncoderUtilization");
+}
+
+int nvmlDeviceGetDecoderUtilization(device_t device)
+{
+    return not_supported(device, "nvmlDeviceGetDecoderUtilization");
+}
+
+int nvmlDeviceGetProcessUtilization(device_t device)
+{
+    return not_supported(device, "nvmlDeviceGetProcessUtilization");
 }

@@ -1,0 +1,182 @@
+"""What a monitor has seen: samples and marks, kept up to a limit, and as tables."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from llamatelemetry.gpu.inventory import GPUInfo
+
+__all__ = ["COLUMNS", "GPUSample", "Mark", "Recording"]
+
+_MOST_MARKS = 1000
+_BETWEEN_MARKS = "; "
+_NO_REASON = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class GPUSample:
+    """What one card said at one time. None is what it cannot tell, never 0.
+
+    Attributes:
+        index: The card's place in CUDA's order, as in `detect_gpus`.
+        time: Seconds since 1970, as ``time.time()`` counts them.
+        memory_used_bytes: What processes hold of its memory; where the driver is older
+            than 510, what the driver holds for itself too.
+        memory_free_bytes: What neither a process nor the driver holds of it.
+        memory_total_bytes: Its memory.
+        utilization_percent: The part of the last moments (a sixth of a second to one)
+            in which it computed.
+        memory_utilization_percent: The part in which its memory was read or written;
+            not how full it is.
+        power_watts: What it draws.
+        power_limit_watts: What it may draw.
+        temperature_celsius: How warm its chip is.
+        graphics_clock_mhz: How fast its cores run.
+        memory_clock_mhz: How fast its memory runs.
+        throttle_reasons: Why it does not run faster: ``("software_power_cap",)``,
+            ``("gpu_idle",)``; () for no reason.
+        process_bytes: What our own processes hold of its memory. None where NVML does
+            not tell, or names none of them: in most containers (Kaggle, Colab) it
+            names processes by their ids outside, or not at all.
+        problem: Why all the values are None, in a sentence; a lost card has one.
+    """
+
+    index: int
+    time: float
+    memory_used_bytes: int | None = None
+    memory_free_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    utilization_percent: int | None = None
+    memory_utilization_percent: int | None = None
+    power_watts: float | None = None
+    power_limit_watts: float | None = None
+    temperature_celsius: int | None = None
+    graphics_clock_mhz: int | None = None
+    memory_clock_mhz: int | None = None
+    throttle_reasons: tuple[str, ...] | None = None
+    process_bytes: int | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Something that happened while cards were watched.
+
+    Attributes:
+        time: Seconds since 1970.
+        text: What happened.
+    """
+
+    time: float
+    text: str
+
+
+COLUMNS = (*(field.name for field in fields(GPUSample)), "mark")
+"""The columns of a table of samples."""
+
+Tick = tuple[GPUSample, ...]
+
+
+class Recording:
+    """Ticks and marks, each with the monotonic time by which they are put in order.
+
+    Any thread may call anything.
+
+    Args:
+        history: How many ticks are kept; older ones go.
+    """
+
+    def __init__(self, history: int) -> None:
+        self._ticks: deque[tuple[float, Tick]] = deque(maxlen=history)
+        self._marks: deque[tuple[float, Mark]] = deque(maxlen=_MOST_MARKS)
+        self._lock = threading.RLock()  # a finalizer may look while its thread adds
+
+    def begin_anew(self) -> None:
+        """Take a new lock, in a fork; another thread may have held the old one."""
+        self._lock = threading.RLock()
+
+    def add(self, now: float, tick: Tick) -> None:
+        """Keep a tick."""
+        with self._lock:
+            self._ticks.append((now, tick))
+
+    def add_mark(self, now: float, mark: Mark) -> None:
+        """Keep a mark."""
+        with self._lock:
+            self._marks.append((now, mark))
+
+    @property
+    def latest(self) -> Tick:
+        """The last tick; () before the first."""
+        with self._lock:
+            return self._ticks[-1][1] if self._ticks else ()
+
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        """The marks, oldest first."""
+        with self._lock:
+            return tuple(mark for _, mark in self._marks)
+
+    def history(self, index: int | None, seconds: float | None) -> list[GPUSample]:
+        """Return samples of all cards or of one, oldest first.
+
+        Args:
+            index: The card; None for all.
+            seconds: Only what is no older than this, seen from the last tick.
+        """
+        with self._lock:
+            ticks = list(self._ticks)
+        since = float("-inf")
+        if seconds is not None and ticks:
+            since = ticks[-1][0] - seconds
+        return [
+            sample
+            for now, tick in ticks
+            if now >= since
+            for sample in tick
+            if index in (None, sample.index)
+        ]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row for each sample; each mark stands on the tick after it."""
+        with self._lock:
+            ticks, marks = list(self._ticks), list(self._marks)
+        return list(_rows(ticks, marks))
+
+    def to_json(self, gpus: Sequence[GPUInfo]) -> str:
+        """Return all as one JSON object."""
+        with self._lock:
+            ticks, marks = list(self._ticks), self.marks
+        whole = {
+            "gpus": [asdict(gpu) for gpu in gpus],
+            "samples": [asdict(sample) for _, tick in ticks for sample in tick],
+            "marks": [asdict(mark) for mark in marks],
+        }
+        return json.dumps(whole, allow_nan=False)
+
+
+def _rows(
+    ticks: Sequence[tuple[float, Tick]], marks: Sequence[tuple[float, Mark]]
+) -> Iterator[dict[str, Any]]:
+    waiting = deque(marks)
+    for now, tick in ticks:
+        texts = []
+        while waiting and waiting[0][0] <= now:
+            texts.append(waiting.popleft()[1].text)
+        mark = _BETWEEN_MARKS.join(texts) if texts else None
+        for sample in tick:
+            yield _row(sample) | {"mark": mark}
+
+
+def _row(sample: GPUSample) -> dict[str, Any]:
+    """Return a sample as plain values; its reasons as one text."""
+    row = {name: getattr(sample, name) for name in COLUMNS[:-1]}
+    reasons = sample.throttle_reasons
+    if reasons is not None:
+        row["throttle_reasons"] = _BETWEEN_MARKS.join(reasons) or _NO_REASON
+    return row

@@ -1,0 +1,259 @@
+"""One server of a pool: started, watched, and started again when it dies."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from llamatelemetry._http import HTTPClient
+from llamatelemetry.api.client import LlamaCppClient
+from llamatelemetry.exceptions import (
+    LLCudaError,
+    ServerNotRunningError,
+    ServerTimeoutError,
+)
+from llamatelemetry.pool.status import ServerStatus
+from llamatelemetry.server.config import ServerConfig
+from llamatelemetry.server.events import LoadProgress
+from llamatelemetry.server.manager import ServerManager
+from llamatelemetry.server.state import ServerState
+
+_LOOK_SECONDS = 0.1
+"""How often it is asked whether the server still runs."""
+
+_FIRST_DELAY = 0.5
+_LONGEST_DELAY = 60.0
+"""Seconds before a restart: the first, and at most; each is twice the one before."""
+
+_LOG_TAIL = 2000  # characters of a log in an error
+
+_STABLE_SECONDS = 60.0
+"""A server that was ready this long begins with the first delay again."""
+
+
+class Member:
+    """Keeps one server alive, in a thread of its own, and counts what it is sent.
+
+    Args:
+        number: Its place in the pool.
+        config: What it is started with.
+        manager: What runs it.
+        changed: Called, from any thread, whenever it may have become ready or failed.
+        headers: Sent with each request: the key.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        config: ServerConfig,
+        manager: ServerManager,
+        *,
+        changed: Callable[[Member], None],
+        headers: Mapping[str, str],
+    ) -> None:
+        self.number = number
+        self.config = config
+        self.manager = manager
+        self.slots = config.parallel
+        self.in_flight = 0
+        self.requests = 0
+        self.restarts = 0
+        self.error: LLCudaError | None = None
+        self.lora_scales: dict[int, float] | None = None
+        self._changed = changed
+        self._headers = dict(headers)
+        self._serving = False
+        self._ending = threading.Event()
+        self._begun = threading.Event()
+        self._ready_since = 0.0
+        self._suspected_at = 0.0
+        self._http: HTTPClient | None = None
+        self._http_lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    # ── look ─────────────────────────────────────────────────────────────────────
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can be sent requests, asked for now."""
+        return self._serving and self.manager.state is ServerState.READY
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether its first start has come to its end, good or bad."""
+        return self._begun.is_set()
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it is ready or will be again, unless it is stopped."""
+        thread = self._thread
+        return (
+            thread is not None
+            and thread.is_alive()
+            and not self._ending.is_set()
+            and self.manager.state not in (ServerState.STOPPED, ServerState.STOPPING)
+        )
+
+    @property
+    def load(self) -> float:
+        """Requests it has for each of its slots."""
+        return self.in_flight / self.slots
+
+    @property
+    def has_queue(self) -> bool:
+        """Whether one more request would have to wait."""
+        return self.in_flight >= self.slots
+
+    @property
+    def http(self) -> HTTPClient:
+        """The connections to it, made anew after each start."""
+        with self._http_lock:
+            url = self.manager.get_url()
+            if self._http is None or self._http.base_url != url:
+                self._http = HTTPClient(url, headers=self._headers)
+            return self._http
+
+    def suspect(self) -> None:
+        """Note that it broke a connection: it gets nothing until it was looked at.
+
+        Of a process that was killed, the sockets are closed before its end is known.
+        """
+        self._suspected_at = time.monotonic()
+        self._serving = False
+
+    def client(self) -> LlamaCppClient:
+        """Return a client of this server alone."""
+        return LlamaCppClient(self.manager.get_url(), self.config.api_key)
+
+    def status(self) -> ServerStatus:
+        """Return what it is doing."""
+        url = None
+        with contextlib.suppress(ServerNotRunningError):
+            url = self.manager.get_url()
+        return ServerStatus(
+            server=self.number,
+            state=self.manager.state,
+            ready=self.is_ready,
+            url=url,
+            pid=self.manager.pid,
+            cards=self.config.visible_devices,
+            slots=self.slots,
+            in_flight=self.in_flight,
+            requests=self.requests,
+            restarts=self.restarts,
+            error=self.error,
+        )
+
+    # ── live ─────────────────────────────────────────────────────────────────────
+
+    def start(self, report: Callable[[LoadProgress], None], timeout: float) -> None:
+        """Start the server in a thread, and keep it alive from then on.
+
+        Args:
+            report: Called with each step of loading.
+            timeout: Seconds to wait for it to become ready.
+        """
+        self._ending.clear()
+        self._begun.clear()
+        self.error = None
+        self._thread = threading.Thread(
+            target=self._live,
+            args=(report, timeout),
+            name=f"llamatelemetry-pool-{self.number}",
+            daemon=True,
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop the server and do not start it again; quiet if it does not run."""
+        self._ending.set()
+        self._serving = False
+        self.manager.stop()
+        thread = self._thread
+        while thread is not None and thread.is_alive():
+            self.manager.stop()  # also what the thread has just started
+            thread.join(_LOOK_SECONDS)
+        self._drop_connections()
+        self._changed(self)
+
+    def _live(self, report: Callable[[LoadProgress], None], timeout: float) -> None:
+        if not self._begin(report, timeout):
+            return  # whoever started the pool is told, and nothing is tried again
+        delay = _FIRST_DELAY
+        while self._watch():
+            self.error = self.manager.error
+            stable = time.monotonic() - self._ready_since > _STABLE_SECONDS
+            delay = _FIRST_DELAY if stable else delay
+            while not self._ending.wait(delay):
+                delay = min(2 * delay, _LONGEST_DELAY)
+                if self.manager.state is not ServerState.FAILED:
+                    break  # its user has started or stopped it
+                self.restarts += 1
+                if self._come_back():
+                    break
+
+    def _begin(self, report: Callable[[LoadProgress], None], timeout: float) -> bool:
+        """Start for the first time; return whether it became ready."""
+        manager = self.manager
+        try:
+            manager.start_with_config(self.config)
+            if manager.wait_until_ready(timeout, progress=report):
+                self._serve()
+                return True
+            self.error = manager.error
+            if self.error is None and not self._ending.is_set():
+                self.error = ServerTimeoutError(
+                    f"server {self.number} of the pool was not ready in {timeout:g} s; "
+                    "a large model may need more: ServerPool(config, timeout=...)",
+                    log_tail=manager.get_logs()[-_LOG_TAIL:],
+                )
+        except LLCudaError as error:
+            self.error = error
+        finally:
+            self._begun.set()
+            self._changed(self)
+        return False
+
+    def _come_back(self) -> bool:
+        """Start again; return whether it is ready."""
+        try:
+            self.manager.restart()
+            self._drop_connections()
+            if self.lora_scales is not None:
+                with self.client() as client:
+                    client.set_lora_adapters(self.lora_scales)
+        except LLCudaError as error:
+            self.error = error
+            return False
+        self.error = None
+        self._serve()
+        return True
+
+    def _serve(self) -> None:
+        self._ready_since = time.monotonic()
+        self._serving = not self._ending.is_set()
+        self._changed(self)
+
+    def _watch(self) -> bool:
+        """Wait while it runs; return whether it has failed and must come back."""
+        while not self._ending.wait(_LOOK_SECONDS):
+            state = self.manager.state
+            if state is ServerState.FAILED:
+                self._serving = False
+                self._changed(self)
+                return True
+            looked_long = time.monotonic() - self._suspected_at > _LOOK_SECONDS
+            # One that its user has stopped gets nothing and is not started again.
+            if not self._serving and state is ServerState.READY and looked_long:
+                self._serving, self.error = True, None
+                self._changed(self)
+        return False
+
+    def _drop_connections(self) -> None:
+        """Close the connections to a process that is gone."""
+        with self._http_lock:
+            http, self._http = self._http, None
+        if http is not None:
+            http.close()

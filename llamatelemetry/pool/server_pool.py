@@ -1,0 +1,254 @@
+"""ServerPool: several servers of one model, side by side, behind one client."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
+from types import TracebackType
+from typing import Self
+
+from llamatelemetry._http import CONNECT_TIMEOUT
+from llamatelemetry.api._requests import authorization
+from llamatelemetry.api._transport import RequestRecord
+from llamatelemetry.exceptions import ConfigurationError, ServerError
+from llamatelemetry.placement import Placement
+from llamatelemetry.pool._groups import Groups, configs_for_groups, with_own_places
+from llamatelemetry.pool._member import Member
+from llamatelemetry.pool._router import Router
+from llamatelemetry.pool.client import PoolClient
+from llamatelemetry.pool.status import PoolStatus
+from llamatelemetry.server.config import ServerConfig
+from llamatelemetry.server.engine import EngineLike, find_engine
+from llamatelemetry.server.events import LoadProgress
+from llamatelemetry.server.manager import ServerManager
+
+__all__ = ["ServerPool"]
+
+_LOOK_SECONDS = 0.1
+
+
+class ServerPool:
+    """Runs one server per group of cards, each with its own port, behind one client.
+
+    Without NVLink a model that fits one card answers more requests in all as one
+    server per card than split over both. Each server sees its own cards only. One
+    that dies is started again, after 0.5 s at first and a minute at most; meanwhile
+    the others do its work. ``pool.servers`` are the managers, in order.
+
+    Args:
+        config: What every server is started with: a ServerConfig; or one for each; or
+            a :class:`~llamatelemetry.placement.Placement`. CPU threads and prompt
+            caches are shared out; ports count up from ``port``, or are any free ones
+            with ``port=0``.
+        gpus: The cards of each server: "each" for one server per card (without cards
+            one on the CPU), or a list for each, ``[[0], [1]]``, by index or as
+            `detect_gpus` returns them; ``[]`` is no card. Only with one ServerConfig.
+        engine: The engine; None: see :func:`llamatelemetry.server.find_engine`.
+        timeout: Seconds to wait until all are ready.
+        environment: Environment variables for the servers, over the inherited ones.
+        progress: Called while they load, with the mean of their progress.
+
+    Raises:
+        ConfigurationError: A value cannot work, or a card is not there.
+
+    Examples:
+        >>> config = ServerConfig("model.gguf", n_gpu_layers=99, flash_attn=True)
+        >>> with ServerPool(config, gpus=[[0], [1]]) as pool:  # doctest: +SKIP
+        ...     pool.client.chat_completion([{"role": "user", "content": "Hello!"}])
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig | Sequence[ServerConfig] | Placement,
+        gpus: Groups = "each",
+        *,
+        engine: EngineLike | None = None,
+        timeout: float = 600,
+        environment: Mapping[str, str] | None = None,
+        progress: Callable[[LoadProgress], None] | None = None,
+    ) -> None:
+        self._placement = config if isinstance(config, Placement) else None
+        self._engine = engine
+        self._timeout = timeout
+        self._progress = progress
+        self._loading: dict[int, LoadProgress] = {}
+        self._lifecycle = threading.RLock()  # held while starting and while stopping
+        self._lock = threading.Lock()  # guards what is loading
+        members = [
+            Member(
+                number,
+                one,
+                ServerManager(
+                    one, engine=engine, timeout=timeout, environment=environment
+                ),
+                changed=self._tell,
+                headers=authorization(one.api_key),
+            )
+            for number, one in enumerate(_configs(config, gpus))
+        ]
+        self._router = Router(members)
+
+    @property
+    def servers(self) -> tuple[ServerManager, ...]:
+        """The servers' managers, in order."""
+        return tuple(member.manager for member in self._router.members)
+
+    @property
+    def configs(self) -> tuple[ServerConfig, ...]:
+        """What the servers are started with, in order."""
+        return tuple(member.config for member in self._router.members)
+
+    @cached_property
+    def client(self) -> PoolClient:
+        """A client of all servers; from any number of threads."""
+        return self.make_client()
+
+    def make_client(
+        self,
+        *,
+        timeout: float = 30,
+        total_timeout: float | None = None,
+        connect_timeout: float = CONNECT_TIMEOUT,
+        on_request: Callable[[RequestRecord], object] | None = None,
+    ) -> PoolClient:
+        """Return another client of all servers, with LlamaCppClient's options.
+
+        Args:
+            timeout: Seconds of silence after which a request fails; also how long it
+                waits for a server where none is ready.
+            total_timeout: Seconds a request may take in all; None for any time.
+            connect_timeout: Seconds to open a connection.
+            on_request: Called with the record of each request when it is over.
+        """
+        return PoolClient(
+            self._router,
+            timeout=timeout,
+            total_timeout=total_timeout,
+            connect_timeout=connect_timeout,
+            on_request=on_request,
+        )
+
+    def start(self) -> None:
+        """Start all servers side by side, and wait until all are ready.
+
+        If one cannot be started, the others are stopped again.
+
+        Raises:
+            OutOfMemoryError: The placement is none: the model does not fit.
+            ServerError: The pool runs already.
+            ServerTimeoutError: They were not ready in the pool's timeout.
+            LLCudaError: As ServerManager, of the first server that failed.
+        """
+        if self._placement is not None:
+            self._placement.raise_if_none()
+        with self._lifecycle:
+            if any(server.is_running() for server in self.servers):
+                raise ServerError("this pool runs already; call stop() first")
+            find_engine(self._engine)  # once, and not by each server at the same time
+            try:
+                self._start_members()
+            except BaseException:
+                self.stop()
+                raise
+
+    def _start_members(self) -> None:
+        members = self._router.members
+        self._loading.clear()
+        for member in members:
+            member.start(partial(self._report, member.number), self._timeout)
+        while not all(member.has_begun for member in members):
+            if any(member.error is not None for member in members):
+                break
+            self._router.wait(_LOOK_SECONDS)
+        for member in members:
+            if member.error is not None:
+                member.error.add_note(f"this was server {member.number} of the pool")
+                raise member.error
+
+    def _tell(self, member: Member) -> None:
+        self._router.tell(member)
+
+    def _report(self, number: int, step: LoadProgress) -> None:
+        if self._progress is None:
+            return
+        with self._lock:
+            self._loading[number] = step
+            steps = list(self._loading.values())
+            count = len(self._router.members)
+            self._progress(
+                LoadProgress(
+                    fraction=sum(one.fraction for one in steps) / count,
+                    bytes_loaded=sum(one.bytes_loaded for one in steps),
+                    seconds=max(one.seconds for one in steps),
+                )
+            )
+
+    def stop(self) -> None:
+        """Stop all servers, side by side; quiet if none runs."""
+        with self._lifecycle:
+            members = self._router.members
+            if not members:
+                return
+            with ThreadPoolExecutor(len(members), "llamatelemetry-pool-stop") as pool:
+                for done in [pool.submit(member.stop) for member in members]:
+                    done.result()
+
+    def status(self) -> PoolStatus:
+        """Return what each server is doing; shows itself as a table."""
+        return PoolStatus(member.status() for member in self._router.members)
+
+    def logs(self) -> str:
+        """Return the logs of the servers, one after the other.
+
+        Each line begins with the number of its server: ``[0] ...``. They are those of
+        the last start of each; ``pool.servers[0].get_logs()`` is one alone.
+        """
+        return "".join(
+            f"[{number}] {line}\n"
+            for number, server in enumerate(self.servers)
+            for line in server.get_logs().splitlines()
+        )
+
+    def __len__(self) -> int:
+        return len(self._router.members)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        status = self.status()
+        names = {config.model_alias for config in self.configs if config.model_alias}
+        model = f", model {names.pop()!r}" if len(names) == 1 else ""
+        return f"<ServerPool, {status.ready} of {len(status)} servers ready{model}>"
+
+
+def _configs(
+    config: ServerConfig | Sequence[ServerConfig] | Placement, gpus: Groups
+) -> list[ServerConfig]:
+    """Return a configuration for each server."""
+    if isinstance(config, ServerConfig):
+        return with_own_places(configs_for_groups(config, gpus))
+    if gpus != "each":
+        raise ConfigurationError(
+            "gpus= goes with one ServerConfig; a Placement, or a configuration for "
+            "each server, says the cards itself (visible_devices)"
+        )
+    configs = list(config.configs if isinstance(config, Placement) else config)
+    if not all(isinstance(one, ServerConfig) for one in configs):
+        raise ConfigurationError(
+            "ServerPool takes a ServerConfig, a list of them, or a Placement"
+        )
+    if not configs and not isinstance(config, Placement):
+        raise ConfigurationError("ServerPool was given an empty list of servers")
+    return with_own_places(configs) if configs else []

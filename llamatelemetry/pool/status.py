@@ -1,0 +1,97 @@
+"""What a pool's servers are doing, as values and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from llamatelemetry.exceptions import LLCudaError
+from llamatelemetry.server.state import ServerState
+
+__all__ = ["PoolStatus", "ServerStatus"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStatus:
+    """What one server of a pool is doing.
+
+    Attributes:
+        server: Its number: ``pool.servers[server]``.
+        state: Where it is in its life.
+        ready: Whether the pool sends it requests.
+        url: Where it answers; None before its port is known.
+        pid: Its process, or None while none runs.
+        cards: What it sees as CUDA_VISIBLE_DEVICES; "" for no card, None for all.
+        slots: Requests it serves at once.
+        in_flight: The pool's requests that it has now, waiting ones included.
+        requests: The pool's requests it was sent so far.
+        restarts: How often the pool has started it again.
+        error: Why it ended last or could not be started; None if all is well.
+    """
+
+    server: int
+    state: ServerState
+    ready: bool
+    url: str | None
+    pid: int | None
+    cards: str | None
+    slots: int
+    in_flight: int
+    requests: int
+    restarts: int
+    error: LLCudaError | None
+
+
+_COLUMNS = ("server", "state", "cards", "url", "pid", "busy", "requests", "restarts")
+
+
+class PoolStatus(tuple[ServerStatus, ...]):  # noqa: SLOT001 - it has no attributes
+    """What each server of a pool is doing; a tuple that shows itself as a table."""
+
+    @property
+    def ready(self) -> int:
+        """How many servers are sent requests."""
+        return sum(one.ready for one in self)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one dictionary per server, of plain values."""
+        return [
+            {item.name: getattr(one, item.name) for item in fields(one)}
+            | {"state": one.state.value, "error": one.error and str(one.error)}
+            for one in self
+        ]
+
+    def __repr__(self) -> str:
+        lines = _aligned([_COLUMNS, *map(_cells, self)])
+        errors = [
+            f"server {one.server}: {str(one.error).splitlines()[0]}"
+            for one in self
+            if one.error is not None
+        ]
+        return "\n".join([*lines, *errors])
+
+
+def _cells(one: ServerStatus) -> tuple[str, ...]:
+    cards = "all" if one.cards is None else one.cards or "none"
+    return (
+        str(one.server),
+        one.state.value,
+        # UUIDs are 40 characters; their beginnings tell them apart.
+        ",".join(name[:12] for name in cards.split(",")),
+        one.url or "",
+        str(one.pid or ""),
+        f"{one.in_flight} of {one.slots}",
+        str(one.requests),
+        str(one.restarts),
+    )
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
