@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 from urllib.parse import urlencode, urlsplit
 
 from llamatelemetry._connection import (
@@ -27,6 +27,7 @@ from llamatelemetry._connection import (
     surroundings_of,
 )
 from llamatelemetry._deadline import Deadline
+from llamatelemetry._exchange import Reply, ReplyStream
 from llamatelemetry.exceptions import (
     ClientError,
     ConfigurationError,
@@ -38,9 +39,6 @@ __all__ = [
     "CONNECT_TIMEOUT",
     "SILENCE_TIMEOUT",
     "HTTPClient",
-    "Reply",
-    "ReplyStream",
-    "Requests",
     "StreamedReply",
     "encode_json",
     "is_loopback",
@@ -57,107 +55,6 @@ _MAXIMUM_IDLE = 32
 
 _ASSUMED_KEEP_ALIVE = 60.0
 """Seconds an idle connection is used again where the server states no limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """A whole reply.
-
-    Attributes:
-        status: The HTTP status.
-        headers: The reply's headers; names in any case.
-        body: The bytes of the body.
-    """
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    def json(self) -> Any:
-        """Return the body read as JSON.
-
-        Raises:
-            ClientError: The body is not JSON.
-        """
-        try:
-            return json_module.loads(self.body)
-        except ValueError as error:
-            start = self.body[:80].decode(errors="replace")
-            raise ClientError(
-                f"the reply is not JSON, so this is no llama-server or something "
-                f"between cut it: {start!r}",
-                status=self.status,
-            ) from error
-
-
-class ReplyStream(Protocol):
-    """A request and its reply, read block by block; see :class:`StreamedReply`."""
-
-    status: int
-    headers: Mapping[str, str]
-
-    @property
-    def opened(self) -> bool:
-        """Whether something may have been sent."""
-
-    def open(self) -> int:
-        """Send the request, wait for the reply's headers, and return the status."""
-
-    def __next__(self) -> bytes:
-        """Return the next block as it came."""
-
-    def __iter__(self) -> Iterator[bytes]:
-        """Return the blocks."""
-
-    def read(self) -> bytes:
-        """Return all that is left of the body."""
-
-    def finish(self, within: float = 0.25) -> None:
-        """Read what follows the part that matters."""
-
-    def close(self) -> None:
-        """End the request; any thread may call this."""
-
-    def again(self) -> ReplyStream | None:
-        """Return the same request anew, for another server; None if there is none."""
-
-
-class Requests(Protocol):
-    """What sends requests to a server, or to one of several."""
-
-    @property
-    def base_url(self) -> str:
-        """Where the paths of the requests are appended to."""
-
-    def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        json: Any = None,
-        parameters: Mapping[str, str | int] | None = None,
-        connect_timeout: float = CONNECT_TIMEOUT,
-        silence_timeout: float = SILENCE_TIMEOUT,
-        total_timeout: float | None = None,
-    ) -> Reply:
-        """Send one request and return the whole reply, whatever its status."""
-
-    def stream(
-        self,
-        method: str,
-        path: str,
-        *,
-        json: Any = None,
-        parameters: Mapping[str, str | int] | None = None,
-        headers: Mapping[str, str] | None = None,
-        connect_timeout: float = CONNECT_TIMEOUT,
-        silence_timeout: float = SILENCE_TIMEOUT,
-        total_timeout: float | None = None,
-    ) -> ReplyStream:
-        """Prepare a request; nothing is sent before the result's ``open()``."""
-
-    def close(self) -> None:
-        """Close the kept connections."""
 
 
 @dataclass(frozen=True, slots=True)

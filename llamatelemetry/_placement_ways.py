@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import BinaryIO, Literal, TypeAlias
+from typing import BinaryIO, Literal, TypeAlias, TypedDict
 
 from llamatelemetry import _placement_view as view
 from llamatelemetry._units import MIB
@@ -32,7 +32,8 @@ from llamatelemetry.server._linux import available_memory
 from llamatelemetry.server.config import ServerConfig
 
 __all__ = [
-    "Goal", "Kind", "Model", "Question", "Server", "Way", "ask", "closest", "fitted",
+    "Goal", "Kind", "Model", "PlacementOptions", "Question", "Server", "Way", "ask",
+    "closest", "fitted",
     "holds", "in_order", "largest_context", "ways",
 ]  # fmt: skip
 
@@ -111,16 +112,25 @@ class Way:
         return sum(server.plan.config.parallel for server in self.servers)
 
 
+class PlacementOptions(TypedDict, total=False):
+    """What may be said besides model, cards, context and goal."""
+
+    parallel: int | None
+    split_mode: str
+    config: ServerConfig | None
+    build: int | None
+
+
 def ask(
     model: Model,
     gpus: str | Iterable[GPU] | None,
-    *,
     context_size: int,
     goal: Goal,
-    parallel: int | None,
-    split_mode: str,
-    config: ServerConfig | None,
-    build: int | None,
+    *,
+    parallel: int | None = None,
+    split_mode: str = "layer",
+    config: ServerConfig | None = None,
+    build: int | None = None,
 ) -> Question:
     """Check what is asked, and read the model and the cards.
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Unpack
 
 from llamatelemetry import _placement_view as view
 from llamatelemetry._placement_ways import (
     Goal,
     Kind,
     Model,
+    PlacementOptions,
     Question,
     Server,
     Way,
@@ -38,6 +40,7 @@ __all__ = [
     "Kind",
     "Model",
     "Placement",
+    "PlacementOptions",
     "decide_placement",
     "feasible_placements",
 ]
@@ -112,11 +115,7 @@ def decide_placement(
     gpus: str | Iterable[GPU] | None = None,
     context_size: int = 4096,
     goal: Goal = "latency",
-    *,
-    parallel: int | None = None,
-    split_mode: str = "layer",
-    config: ServerConfig | None = None,
-    build: int | None = None,
+    **options: Unpack[PlacementOptions],
 ) -> Placement:
     """Decide where to run a model, so that no card gets more than it has free.
 
@@ -126,16 +125,7 @@ def decide_placement(
     Returns:
         The placement; its kind is "none" if nothing fits.
     """
-    question = ask(
-        model,
-        gpus,
-        context_size=context_size,
-        goal=goal,
-        parallel=parallel,
-        split_mode=split_mode,
-        config=config,
-        build=build,
-    )
+    question = ask(model, gpus, context_size, goal, **options)
     way = next(ways(question), None)
     return _none(question) if way is None else _placement(question, way)
 
@@ -145,27 +135,14 @@ def feasible_placements(
     gpus: str | Iterable[GPU] | None = None,
     context_size: int = 4096,
     goal: Goal = "latency",
-    *,
-    parallel: int | None = None,
-    split_mode: str = "layer",
-    config: ServerConfig | None = None,
-    build: int | None = None,
+    **options: Unpack[PlacementOptions],
 ) -> tuple[Placement, ...]:
     """Return every placement that fits, the one that is decided for first.
 
     At most one of each kind: what a probe would start and measure. Arguments and
     errors are those of `decide_placement`. Empty if nothing fits.
     """
-    question = ask(
-        model,
-        gpus,
-        context_size=context_size,
-        goal=goal,
-        parallel=parallel,
-        split_mode=split_mode,
-        config=config,
-        build=build,
-    )
+    question = ask(model, gpus, context_size, goal, **options)
     return tuple(_placement(question, way) for way in ways(question))
 
 

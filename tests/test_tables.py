@@ -12,7 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from llamatelemetry._tables import to_csv_text, to_dataframe, write_whole
+from llamatelemetry._files import write_whole
+from llamatelemetry._tables import to_csv_text, to_dataframe
 from llamatelemetry.exceptions import LLCudaError, SetupError
 
 COLUMNS = ("name", "size", "note")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llamatelemetry._http import Reply
+from llamatelemetry._exchange import Reply
 from llamatelemetry.api import _parsing
 from llamatelemetry.api._errors import is_loading
 from llamatelemetry.api._transport import Transport, require_success

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any, TypeVar
 
-from llamatelemetry._http import Reply, ReplyStream, Requests
+from llamatelemetry._exchange import Reply, ReplyStream, Requests
 from llamatelemetry.api._errors import error_from_reply
 from llamatelemetry.api._parsing import parse_with
 from llamatelemetry.api.responses import EmbeddingUsage, Timings, Usage

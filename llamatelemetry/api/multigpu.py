@@ -39,6 +39,7 @@ from llamatelemetry.placement import (
     Goal,
     Model,
     Placement,
+    PlacementOptions,
     decide_placement,
     feasible_placements,
 )
@@ -143,15 +144,15 @@ def plan_placement(
         >>> plan_placement("model.gguf", "2x15").kind  # doctest: +SKIP
         'single'
     """
-    given: dict[str, Any] = {
+    given: PlacementOptions = {
         "parallel": parallel,
         "split_mode": split_mode,
         "config": config,
         "build": build,
     }
-    if not probe:
-        return decide_placement(model, gpus, context_size, goal, **given)
-    candidates = feasible_placements(model, gpus, context_size, goal, **given)
+    candidates: tuple[Placement, ...] = ()
+    if probe:
+        candidates = feasible_placements(model, gpus, context_size, goal, **given)
     if not candidates:
         return decide_placement(model, gpus, context_size, goal, **given)
     from llamatelemetry.pool._probe import choose_by_probe  # noqa: PLC0415 - starts servers

@@ -14,7 +14,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Protocol, Self, overload
 
-from llamatelemetry._tables import to_csv_text, to_dataframe, write_whole
+from llamatelemetry._files import write_whole
+from llamatelemetry._tables import to_csv_text, to_dataframe
 from llamatelemetry._units import GIB
 from llamatelemetry.exceptions import ConfigurationError
 from llamatelemetry.gpu._own_processes import ProcessIds, own_bytes, own_processes

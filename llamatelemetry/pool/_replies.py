@@ -12,16 +12,11 @@ import math
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Unpack
 
 from llamatelemetry._deadline import Deadline
-from llamatelemetry._http import (
-    CONNECT_TIMEOUT,
-    SILENCE_TIMEOUT,
-    Reply,
-    ReplyStream,
-    encode_json,
-)
+from llamatelemetry._exchange import Reply, ReplyStream, RequestOptions
+from llamatelemetry._http import SILENCE_TIMEOUT, encode_json
 from llamatelemetry.exceptions import ConnectionFailedError, NotSupportedError
 from llamatelemetry.pool._member import Member
 from llamatelemetry.pool._prefixes import chain_of
@@ -34,23 +29,25 @@ class _Question:
 
     method: str
     path: str
-    options: Mapping[str, Any]
-    connect_timeout: float
-    silence_timeout: float
-    total_timeout: float | None
+    options: RequestOptions
     chain: tuple[bytes, ...]
+
+    @property
+    def silence_timeout(self) -> float:
+        """Seconds of silence after which it fails, also while it waits for a server."""
+        return self.options.get("silence_timeout", SILENCE_TIMEOUT)
+
+    @property
+    def total_timeout(self) -> float | None:
+        """Seconds it may take in all, over all tries."""
+        return self.options.get("total_timeout")
 
     def send_to(self, member: Member, deadline: Deadline) -> ReplyStream:
         """Prepare it for one server, with what is left of its time."""
-        left = deadline.remaining
-        return member.http.stream(
-            self.method,
-            self.path,
-            connect_timeout=self.connect_timeout,
-            silence_timeout=self.silence_timeout,
-            total_timeout=None if left == math.inf else left,
-            **self.options,
-        )
+        options = self.options.copy()
+        if deadline.remaining < math.inf:
+            options["total_timeout"] = deadline.remaining
+        return member.http.stream(self.method, self.path, **options)
 
 
 class PoolReply:
@@ -234,15 +231,7 @@ class PoolRequests:
         )
 
     def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        json: Any = None,
-        parameters: Mapping[str, str | int] | None = None,
-        connect_timeout: float = CONNECT_TIMEOUT,
-        silence_timeout: float = SILENCE_TIMEOUT,
-        total_timeout: float | None = None,
+        self, method: str, path: str, **options: Unpack[RequestOptions]
     ) -> Reply:
         """Send one request to one of the servers and return the whole reply.
 
@@ -251,15 +240,7 @@ class PoolRequests:
             ConnectionFailedError: No server could be reached, or each broke off.
             RequestTimeoutError: Silence, or the whole took too long.
         """
-        reply = self.stream(
-            method,
-            path,
-            json=json,
-            parameters=parameters,
-            connect_timeout=connect_timeout,
-            silence_timeout=silence_timeout,
-            total_timeout=total_timeout,
-        )
+        reply = self.stream(method, path, **options)
         while True:
             with contextlib.closing(reply):
                 status = reply.open()
@@ -272,34 +253,17 @@ class PoolRequests:
             reply = anew
 
     def stream(
-        self,
-        method: str,
-        path: str,
-        *,
-        json: Any = None,
-        parameters: Mapping[str, str | int] | None = None,
-        headers: Mapping[str, str] | None = None,
-        connect_timeout: float = CONNECT_TIMEOUT,
-        silence_timeout: float = SILENCE_TIMEOUT,
-        total_timeout: float | None = None,
+        self, method: str, path: str, **options: Unpack[RequestOptions]
     ) -> PoolReply:
         """Prepare a request; its server is chosen by the result's ``open()``.
 
         Raises:
-            ConfigurationError: ``json`` cannot be written as JSON.
+            ConfigurationError: Its ``json`` cannot be written as JSON.
         """
+        json = options.get("json")
         if json is not None:
             encode_json(json)  # now, and not when it is sent
-        question = _Question(
-            method,
-            path,
-            {"json": json, "parameters": parameters, "headers": headers},
-            connect_timeout,
-            silence_timeout,
-            total_timeout,
-            chain_of(json),
-        )
-        return PoolReply(self._router, question)
+        return PoolReply(self._router, _Question(method, path, options, chain_of(json)))
 
     def close(self) -> None:
         """Leave the connections: they are the pool's, which closes them at its end."""

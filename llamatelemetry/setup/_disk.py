@@ -9,12 +9,12 @@ import json
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from llamatelemetry._environment import CACHE_VARIABLE, detect_platform
+from llamatelemetry._files import write_whole
 from llamatelemetry._units import format_file_size
 from llamatelemetry.exceptions import DiskSpaceError, SetupError
 
@@ -178,15 +178,7 @@ def _takes_lock(file: IO[str]) -> bool:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file so that a reader finds the old one or the new one, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_whole(path, json.dumps(value, indent=1))
 
 
 def remove_tree(folder: Path) -> None:
