@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llamatelemetry.api.client import LlamaCppClient
+    from llamatelemetry.api.multigpu import plan_placement
     from llamatelemetry.diagnosis import doctor
     from llamatelemetry.gguf.memory import plan_memory
     from llamatelemetry.gpu.inventory import detect_gpus
+    from llamatelemetry.gpu.monitor import GPUMonitor
     from llamatelemetry.pool.server_pool import ServerPool
     from llamatelemetry.server.config import ServerConfig
     from llamatelemetry.server.manager import ServerManager
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "GPUMonitor",
     "LlamaCppClient",
     "ServerConfig",
     "ServerManager",
@@ -33,10 +36,12 @@ __all__ = [
     "ensure_engine",
     "ensure_model",
     "plan_memory",
+    "plan_placement",
     "prepare",
 ]
 
 _HOMES = {
+    "GPUMonitor": "llamatelemetry.gpu.monitor",
     "LlamaCppClient": "llamatelemetry.api.client",
     "ServerConfig": "llamatelemetry.server.config",
     "ServerManager": "llamatelemetry.server.manager",
@@ -46,6 +51,7 @@ _HOMES = {
     "ensure_engine": "llamatelemetry.setup.engines",
     "ensure_model": "llamatelemetry.setup.models",
     "plan_memory": "llamatelemetry.gguf.memory",
+    "plan_placement": "llamatelemetry.api.multigpu",
     "prepare": "llamatelemetry.setup._prepare",
 }
 

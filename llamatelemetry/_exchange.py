@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypedDict, Unpack
 
 from llamatelemetry.exceptions import ClientError
 
-__all__ = ["Reply", "ReplyStream", "RequestOptions", "Requests"]
+__all__ = ["Reply", "ReplyStream", "RequestOptions", "Requests", "StreamOptions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,10 @@ class ReplyStream(Protocol):
     def opened(self) -> bool:
         """Whether something may have been sent."""
 
+    @property
+    def reached(self) -> bool:
+        """Whether a connection was opened for it."""
+
     def open(self) -> int:
         """Send the request, wait for the reply's headers, and return the status."""
 
@@ -80,7 +84,7 @@ class ReplyStream(Protocol):
 
 
 class RequestOptions(TypedDict, total=False):
-    """What may be said of a request; see :meth:`HTTPClient.request`."""
+    """What may be said of a request; see ``HTTPClient.request``."""
 
     json: Any
     parameters: Mapping[str, str | int] | None
@@ -88,6 +92,12 @@ class RequestOptions(TypedDict, total=False):
     connect_timeout: float
     silence_timeout: float
     total_timeout: float | None
+
+
+class StreamOptions(RequestOptions, total=False):
+    """The same for a stream; ``body`` is JSON that was written already."""
+
+    body: bytes | None
 
 
 class Requests(Protocol):
@@ -103,7 +113,7 @@ class Requests(Protocol):
         """Send one request and return the whole reply, whatever its status."""
 
     def stream(
-        self, method: str, path: str, **options: Unpack[RequestOptions]
+        self, method: str, path: str, **options: Unpack[StreamOptions]
     ) -> ReplyStream:
         """Prepare a request; nothing is sent before the result's ``open()``."""
 

@@ -93,6 +93,7 @@ class StreamedReply:
         self._deadline = Deadline.after(None)
         self._limited = request.total_timeout is not None
         self._connection: Connection | None = None
+        self._opened_before = 0
         self._raw: RawReply | None = None
         self._blocks: Iterator[bytes] = iter(())
         self._closed = False
@@ -103,6 +104,12 @@ class StreamedReply:
     def opened(self) -> bool:
         """Whether :meth:`open` was called, so that something may have been sent."""
         return self._connection is not None
+
+    @property
+    def reached(self) -> bool:
+        """Whether a connection was opened for it, and not only asked for or reused."""
+        connection = self._connection
+        return connection is not None and connection.opened > self._opened_before
 
     def open(self) -> int:
         """Send the request, wait for the reply's headers, and return the status.
@@ -127,7 +134,7 @@ class StreamedReply:
 
     def _send(self) -> RawReply:
         self._connection = connection = self._client.take_connection()
-        opened_before = connection.opened
+        self._opened_before = opened_before = connection.opened
         try:
             return self._send_on(connection)
         except ConnectionError:
@@ -137,6 +144,7 @@ class StreamedReply:
             if not stale or self._request.method != "GET" or self._closed:
                 raise
         connection.close()
+        self._opened_before = 0
         self._connection = connection = Connection()
         return self._send_on(connection)
 
@@ -372,6 +380,7 @@ class HTTPClient:
         path: str,
         *,
         json: Any = None,
+        body: bytes | None = None,
         parameters: Mapping[str, str | int] | None = None,
         headers: Mapping[str, str] | None = None,
         connect_timeout: float = CONNECT_TIMEOUT,
@@ -380,16 +389,17 @@ class HTTPClient:
     ) -> StreamedReply:
         """Prepare a request whose reply is read block by block; see :meth:`request`.
 
-        Nothing is sent before the result's ``open()``.
+        Nothing is sent before the result's ``open()``. A ``body`` is JSON that was
+        written already.
 
         Raises:
             ConfigurationError: ``json`` cannot be written as JSON.
         """
         query = "?" + urlencode(parameters) if parameters else ""
         sent_headers = {**self._headers, **(headers or {})}
-        body = None
         if json is not None:
             body = encode_json(json)
+        if body is not None:
             sent_headers["Content-Type"] = "application/json"
         if method != "GET":
             sent_headers["Content-Length"] = str(len(body or b""))

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from llamatelemetry.placement import Placement
 
 __all__ = [
-    "card_bytes", "html", "left_out", "notes", "reason", "reason_for_none", "text",
-    "too_small",
+    "card_bytes", "html", "left_out", "notes", "reason", "reason_for_none",
+    "spare_card", "text",
 ]  # fmt: skip
 
 _HEAD = ("server", "device", "layers", "slots", "context", "expected", "free")
@@ -35,8 +35,10 @@ def left_out(card: GPU) -> str:
     return f"GPU {card.index} is left out: how much of it is free is not known"
 
 
-def too_small(card: GPU) -> str:
+def spare_card(card: GPU, *, fits: bool) -> str:
     """Say why a card got no server of its own."""
+    if fits:
+        return f"GPU {card.index} is not needed"
     free = format_memory(card.free_bytes or 0)
     return f"GPU {card.index} is left out: {free} are too little for a server"
 
@@ -48,7 +50,7 @@ def reason(
     gpus: Sequence[Sequence[GPU]],
     *,
     spare: int,
-    must_split: bool,
+    why_split: str,
     left_out: Iterable[str] = (),
 ) -> str:
     """Return why a placement is as it is, in a line.
@@ -59,7 +61,7 @@ def reason(
         plans: The plan of each server.
         gpus: The cards of each server.
         spare: Cards that could be used and are not.
-        must_split: Whether no single card holds it.
+        why_split: Why one server is on several cards; ends like the start of a line.
         left_out: Sentences on those that could not.
     """
     plan, cards = plans[0], gpus[0]
@@ -71,9 +73,8 @@ def reason(
             f"{len(plans) * slots} requests at once"
         )
     elif kind == "layer":
-        counts = " and ".join(str(count) for count in layer_counts(plan))
-        alone = "no single card holds it: " if must_split else ""
-        said = f"{alone}split over {_named(cards)}, {counts} layers"
+        counts = " and ".join(str(count) for count, _ in _layers(plan))
+        said = f"{why_split}split over {_named(cards)}, {counts} layers"
         said += f", {_requests(slots)}"
     elif cards:
         said = f"{_named(cards)} holds it, {_requests(slots)}"
@@ -120,13 +121,25 @@ def card_bytes(plan: MemoryPlan, indices: Sequence[int]) -> str:
     """Return what each device of a plan will hold, and what stays free, in words."""
     if not plan.devices:
         return f"expected on the host: {format_memory(plan.host.needed)}"
-    counts = layer_counts(plan)
     told = [
-        f"GPU {index}: {count} layers, {format_memory(place.needed)} and a margin of "
-        f"{format_memory(place.margin)} of {format_memory(place.free or 0)} free"
-        for index, count, place in zip(indices, counts, plan.devices, strict=True)
+        f"GPU {index}: {count} layers{output}, {format_memory(place.needed)} and a "
+        f"margin of {format_memory(place.margin)} of {format_memory(place.free or 0)} "
+        "free"
+        for index, (count, output), place in zip(
+            indices, _layers(plan), plan.devices, strict=True
+        )
     ]
     return "expected on " + "; ".join(told)
+
+
+def _layers(plan: MemoryPlan) -> list[tuple[int, str]]:
+    """Return each card's layers, and " + output" where the output lies."""
+    counts = layer_counts(plan)
+    last = max((card for card, count in enumerate(counts) if count), default=-1)
+    return [
+        (count - 1, " + output") if card == last else (count, "")
+        for card, count in enumerate(counts)
+    ]
 
 
 def _named(cards: Sequence[GPU]) -> str:
@@ -183,7 +196,7 @@ def _rows(placement: Placement) -> list[tuple[str, ...]]:
     for server, (plan, cards) in enumerate(
         zip(placement.plans, placement.gpus, strict=False)
     ):
-        counts = layer_counts(plan) or (0,)
+        counts = [f"{count}{output}" for count, output in _layers(plan)] or ["0"]
         names = [_name(card) for card in cards] or ["CPU"]
         places = plan.devices or (plan.host,)
         for number, (name, count, place) in enumerate(
@@ -192,7 +205,7 @@ def _rows(placement: Placement) -> list[tuple[str, ...]]:
             first = number == 0
             free = "-" if place.free is None else format_memory(place.free)
             rows.append((
-                str(server) if first else "", name, str(count),
+                str(server) if first else "", name, count,
                 str(plan.config.parallel) if first else "",
                 f"{plan.slot_context:,}" if first else "",
                 format_memory(place.needed), free,

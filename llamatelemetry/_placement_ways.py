@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import BinaryIO, Literal, TypeAlias, TypedDict
 
 from llamatelemetry import _placement_view as view
-from llamatelemetry._units import MIB
+from llamatelemetry._units import MIB, printable
 from llamatelemetry.exceptions import ConfigurationError
 from llamatelemetry.gguf._cards import GPU, GPUMemory, checked_gpus
 from llamatelemetry.gguf._fitting import (
@@ -32,9 +34,9 @@ from llamatelemetry.server._linux import available_memory
 from llamatelemetry.server.config import ServerConfig
 
 __all__ = [
-    "Goal", "Kind", "Model", "PlacementOptions", "Question", "Server", "Way", "ask",
-    "closest", "fitted",
-    "holds", "in_order", "largest_context", "ways",
+    "DEFAULT_CONTEXT", "MOST_CONTEXT", "Goal", "Kind", "Model", "PlacementOptions",
+    "Question", "Server", "Way", "ask", "closest", "fitted", "holds", "in_order",
+    "largest_context", "ways",
 ]  # fmt: skip
 
 Kind = Literal["single", "layer", "replicas", "none"]
@@ -48,9 +50,12 @@ _SPLIT_MODES = ("layer", "tensor")
 _SLOTS = (8, 4, 2, 1)
 """Slots of one server that are tried for throughput where none were asked for."""
 
+DEFAULT_CONTEXT = 4096
+"""Tokens for each request where neither caller nor configuration says so."""
+
 _ALL_LAYERS = 99  # the API reference's number for all
 _MOST_SLOTS = 256  # of one server: LLAMA_MAX_SEQ
-_MOST_CONTEXT = 2**31 - 1  # of one server, over all slots
+MOST_CONTEXT = 2**31 - 1  # of one server, over all slots
 _BATCH = 2048  # llama-server's own --batch-size: four micro-batches
 
 
@@ -70,6 +75,7 @@ class Question:
         parallel: Requests at once; None for what fits.
         split_mode: "layer" or "tensor".
         file: The model's file on this machine; None if it is elsewhere.
+        described: Whether the cards were described, and not detected here.
         seen: What was planned already, by cards' free bytes and slots.
     """
 
@@ -81,6 +87,7 @@ class Question:
     parallel: int | None
     split_mode: str
     file: str | None
+    described: bool
     seen: dict[tuple[tuple[int, ...], int], MemoryPlan | None] = field(
         default_factory=dict
     )
@@ -124,7 +131,7 @@ class PlacementOptions(TypedDict, total=False):
 def ask(
     model: Model,
     gpus: str | Iterable[GPU] | None,
-    context_size: int,
+    context_size: int | None,
     goal: Goal,
     *,
     parallel: int | None = None,
@@ -141,6 +148,14 @@ def ask(
     cards = [card for card in given if card.free_bytes is not None]
     cards.sort(key=lambda card: (-_free(card), card.index))
     base = _base(model, config, build, on_cards=bool(cards))
+    if config is not None or isinstance(model, MemoryPlan):
+        own = base.config
+        if context_size is None:
+            context_size = own.context_size // own.parallel
+        if parallel is None and own.parallel > 1:
+            parallel = own.parallel
+    if context_size is None:
+        context_size = DEFAULT_CONTEXT
     if parallel is not None and parallel > _MOST_SLOTS * max(len(cards), 1):
         raise ConfigurationError(
             f"parallel={parallel}: a server has at most {_MOST_SLOTS} slots, and there "
@@ -154,8 +169,30 @@ def ask(
         goal=goal,
         parallel=parallel,
         split_mode=split_mode,
-        file=model_file(base),
+        file=_the_file(base),
+        described=not all(hasattr(card, "uuid") for card in cards),
     )
+
+
+def _the_file(base: MemoryPlan) -> str | None:
+    """Return the model's file on this machine; None if it is elsewhere.
+
+    Raises:
+        ConfigurationError: The configuration names another model.
+    """
+    file, named = model_file(base), base.config.model_path
+    if file is None or named is None or _first_shard(file) == _first_shard(named):
+        return file
+    raise ConfigurationError(
+        f"the model is {printable(file)}, and config names another one, "
+        f"{printable(str(named))}; leave its model_path out, or name the same file"
+    )
+
+
+def _first_shard(path: str | os.PathLike[str]) -> Path:
+    """Return a name that all shards of a model have in common."""
+    whole = Path(path).resolve()
+    return whole.with_name(re.sub(r"-\d{5}-of-(\d{5})", r"-of-\1", whole.name))
 
 
 def _free(card: GPU) -> int:
@@ -173,16 +210,16 @@ def _check(
             f"split_mode is 'layer', or 'tensor' at one's own risk, not {split_mode!r}"
         )
     for name, value, least in (
-        ("context_size", context_size, 0),
+        ("context_size", 0 if context_size is None else context_size, 0),
         ("parallel", 1 if parallel is None else parallel, 1),
     ):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ConfigurationError(
                 f"{name} is a whole number, {least} or more; not {value!r}"
             )
-    if isinstance(context_size, int) and context_size > _MOST_CONTEXT:
+    if isinstance(context_size, int) and context_size > MOST_CONTEXT:
         raise ConfigurationError(
-            f"context_size={context_size}: at most {_MOST_CONTEXT:,} tokens"
+            f"context_size={context_size}: at most {MOST_CONTEXT:,} tokens"
         )
 
 
@@ -248,7 +285,7 @@ def fitted(question: Question, cards: Sequence[GPU], slots: int) -> MemoryPlan |
             plan is None and of == frees and less < slots
             for (of, less), plan in seen.items()
         )
-        possible = slots <= _MOST_SLOTS and question.context * slots <= _MOST_CONTEXT
+        possible = slots <= _MOST_SLOTS and question.context * slots <= MOST_CONTEXT
         plan = None
         if possible and not fewer:
             plan = best_fit(_planned(question, cards, slots))
@@ -351,7 +388,7 @@ def _prefixes(question: Question) -> list[tuple[GPU, ...]]:
 def closest(question: Question) -> MemoryPlan:
     """Return the plan of one server that lacks the least."""
     slots = min(question.fewest, _MOST_SLOTS)
-    asked = replace(question, context=min(question.context, _MOST_CONTEXT // slots))
+    asked = replace(question, context=min(question.context, MOST_CONTEXT // slots))
     found = []
     for cards in _prefixes(question):
         plan = _planned(asked, cards, slots)
@@ -365,9 +402,11 @@ def closest(question: Question) -> MemoryPlan:
 def largest_context(question: Question) -> int:
     """Return the largest context for each request that would be accepted; 0 if none.
 
-    At most what the model was made for.
+    At most what the model was made for, or what was asked for if that is more.
     """
-    most = min(most_steps(question.base), _MOST_CONTEXT // CELL_STEP // question.fewest)
+    # Beyond what the model was made for only if that was asked for.
+    wanted = max(most_steps(question.base), question.context // CELL_STEP)
+    most = min(wanted, MOST_CONTEXT // CELL_STEP // question.fewest)
     best = 0
     for left in _rooms(question):
         if best < most and left(best + 1) >= 0:
@@ -390,7 +429,7 @@ def _rooms(question: Question) -> Iterator[Callable[[int], int]]:
     small = replace(question, context=CELL_STEP, seen={})
 
     def of_one(plan: MemoryPlan, steps: int) -> int:
-        if steps * CELL_STEP * slots > _MOST_CONTEXT:
+        if steps * CELL_STEP * slots > MOST_CONTEXT:
             return -1
         return context_room(plan, steps * CELL_STEP)
 

@@ -12,6 +12,7 @@ from typing import Unpack
 
 from llamatelemetry import _placement_view as view
 from llamatelemetry._placement_ways import (
+    MOST_CONTEXT,
     Goal,
     Kind,
     Model,
@@ -33,6 +34,7 @@ from llamatelemetry.gguf._cards import GPU
 from llamatelemetry.gguf._fitting import divided_layers, what_would_fit
 from llamatelemetry.gguf.memory import MemoryPlan
 from llamatelemetry.gpu.inventory import visible_devices_text
+from llamatelemetry.server._linux import available_memory
 from llamatelemetry.server.config import ServerConfig
 
 __all__ = [
@@ -113,7 +115,7 @@ class Placement:
 def decide_placement(
     model: Model,
     gpus: str | Iterable[GPU] | None = None,
-    context_size: int = 4096,
+    context_size: int | None = None,
     goal: Goal = "latency",
     **options: Unpack[PlacementOptions],
 ) -> Placement:
@@ -133,7 +135,7 @@ def decide_placement(
 def feasible_placements(
     model: Model,
     gpus: str | Iterable[GPU] | None = None,
-    context_size: int = 4096,
+    context_size: int | None = None,
     goal: Goal = "latency",
     **options: Unpack[PlacementOptions],
 ) -> tuple[Placement, ...]:
@@ -152,19 +154,22 @@ def feasible_placements(
 def _placement(question: Question, way: Way) -> Placement:
     used = {card.index for server in way.servers for card in server.cards}
     spare = [card for card in question.cards if card.index not in used]
-    left_out = question.left_out
-    if way.kind == "replicas":
-        left_out += tuple(view.too_small(card) for card in in_order(spare))
     plans = tuple(server.plan for server in way.servers)
     gpus = tuple(server.cards for server in way.servers)
-    alone = fitted(question, question.cards[:1], plans[0].config.parallel)
+    left_out = question.left_out
+    if way.kind == "replicas":
+        slots = plans[0].config.parallel
+        left_out += tuple(
+            view.spare_card(card, fits=fitted(question, (card,), slots) is not None)
+            for card in in_order(spare)
+        )
     reason = view.reason(
         way.kind,
         question.goal,
         plans,
         gpus,
         spare=len(spare),
-        must_split=alone is None,
+        why_split=_why_split(question),
         left_out=left_out,
     )
     configs = [
@@ -186,6 +191,15 @@ def _placement(question: Question, way: Way) -> Placement:
     )
 
 
+def _why_split(question: Question) -> str:
+    """Return why one server is split over several cards, if it is."""
+    if fitted(question, question.cards[:1], question.fewest) is None:
+        requests = question.fewest
+        many = f" for {requests} requests at once" if requests > 1 else ""
+        return f"no single card holds it{many}: "
+    return "more slots than any other way: " if question.goal == "throughput" else ""
+
+
 def _config(
     question: Question, server: Server, number: int, reason: str
 ) -> ServerConfig:
@@ -199,6 +213,11 @@ def _config(
         notes.append(
             f"this process does not see these cards: visible_devices={visible!r} is "
             "for a machine that has them"
+        )
+    if question.described and server.cards:
+        notes.append(
+            "the cards were described, not detected: what is free on those here was "
+            "not looked at"
         )
     port = config.port if number == 0 else 0  # two servers cannot share one
     return config.replace(
@@ -240,9 +259,23 @@ def _nearest(question: Question, plan: MemoryPlan, largest: int) -> str:
         return "; ".join(near)
     layers = plan.max_gpu_layers()
     if not layers:
-        return "only a smaller model fits"
+        return _on_the_host(question) or "only a smaller model fits"
     held = plan.with_config(n_gpu_layers=layers).host.needed
     return (
         f"with n_gpu_layers={layers} of {divided_layers(plan)} it fits, slower: the "
         f"host then holds {format_memory(held)}"
     )
+
+
+def _on_the_host(question: Question) -> str:
+    """Return in words that the CPU alone would do; "" if it would not."""
+    if not question.cards:
+        return ""
+    slots = question.fewest
+    plan = question.base.with_config(
+        context_size=min(question.context * slots, MOST_CONTEXT), parallel=slots
+    )
+    if plan.host.needed > (available_memory() or 0):
+        return ""
+    held = format_memory(plan.host.needed)
+    return f"without cards it fits (gpus=[]), slower: the host then holds {held}"

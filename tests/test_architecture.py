@@ -126,6 +126,7 @@ FLOORS = {
     "server/_guard": 1,
     "server/state": 1,
     "server/_at_exit": 1,
+    "server/_config_checks": 1,
     "server/config": 1,
     "server/events": 2,
     "server/failures": 2,

@@ -391,10 +391,11 @@ def test_cards_that_are_not_here_keep_their_indices(
 def test_other_fields_of_a_configuration_are_kept(header_of: HeaderOf) -> None:
     """Cache, host, port, key and threads; what is placed here is decided anew."""
     config = ServerConfig(
-        "other.gguf", host="127.0.0.2", port=9000, n_gpu_layers=3, main_gpu=1,
-        tensor_split="1,9", split_mode="row", context_size=77, parallel=9,
-        flash_attn=True, threads=2, api_key="secret", cache_type_k="q8_0",
-        cache_type_v="q8_0", device="CUDA1", n_ubatch=256, visible_devices="7",
+        header_of("smollm3-3b").source, host="127.0.0.2", port=9000,
+        n_gpu_layers=3, main_gpu=1, tensor_split="1,9", split_mode="row",
+        context_size=77, parallel=9, flash_attn=True, threads=2, api_key="secret",
+        cache_type_k="q8_0", cache_type_v="q8_0", device="CUDA1", n_ubatch=256,
+        visible_devices="7",
     )  # fmt: skip
     placement = decide_placement(
         header_of("smollm3-3b"), "2x15", 1024, "throughput", config=config
@@ -403,11 +404,37 @@ def test_other_fields_of_a_configuration_are_kept(header_of: HeaderOf) -> None:
 
     assert first == config.replace(
         n_gpu_layers=99, main_gpu=0, tensor_split=None, split_mode="layer",
-        context_size=8 * 1024, parallel=8, device=None, visible_devices="0",
+        context_size=5 * 1024, parallel=5, device=None, visible_devices="0",
     )  # fmt: skip
     assert second == first.replace(port=0, visible_devices="1")
     assert "secret" not in repr(placement)
     assert first.api_key == "secret"
+
+
+def test_a_configuration_says_context_and_slots(header_of: HeaderOf) -> None:
+    """What is not said is the configuration's, for each slot, or the plan's."""
+    header = header_of("llama-3.2-1b")
+    config = ServerConfig(None, context_size=32768, parallel=4, flash_attn=True)
+    for form, its in ((header, config), (plan_memory(header, config), None)):
+        (own,) = decide_placement(form, "2x15", config=its).configs
+        (said,) = decide_placement(form, "2x15", 512, parallel=1, config=its).configs
+
+        assert (own.context_size, own.parallel) == (32768, 4)
+        assert (said.context_size, said.parallel) == (512, 1)
+    assert decide_placement(header, "2x15").configs[0].context_size == 4096
+
+
+def test_a_configuration_of_another_model_is_refused(
+    header_of: HeaderOf, tmp_path: Path
+) -> None:
+    """What is planned is what is started; the message names both files."""
+    header = header_of("smollm3-3b")
+    with pytest.raises(ConfigurationError, match=r"smollm3-3b.*other\.gguf"):
+        decide_placement(header, "2x15", config=ServerConfig("other.gguf"))
+    link = tmp_path / "link.gguf"
+    link.symlink_to(header.source)
+    same = decide_placement(header, "2x15", config=ServerConfig(link))
+    assert same.configs[0].model_path == str(link)
 
 
 def test_slots_share_a_batch_of_embeddings_evenly(header_of: HeaderOf) -> None:
@@ -431,12 +458,12 @@ def test_models_come_in_every_form(header_of: HeaderOf) -> None:
     header = header_of("llama-3.2-1b")
     path = Path(header.source)
     config = ServerConfig(None, flash_attn=True, n_batch=2048)
-    expected = decide_placement(header, "2x15")
+    expected = decide_placement(header, "2x15", 4096)
     plan = plan_memory(header, config, "1x4")
 
     assert expected.configs[0].model_path == str(path)
     for form in (path, str(path), GGUFParser(path), plan, plan.with_gpus([])):
-        assert decide_placement(form, "2x15") == expected
+        assert decide_placement(form, "2x15", 4096) == expected
     from_bytes = decide_placement(
         Path(__file__)
         .parents[1]
@@ -507,6 +534,66 @@ def test_more_context_than_a_server_takes_fits_nowhere(header_of: HeaderOf) -> N
     assert placement.largest_context is not None
 
 
+def test_a_card_too_many_is_not_called_too_small(header_of: HeaderOf) -> None:
+    """Where fewer servers do, the rest is said to be not needed."""
+    header = header_of("qwen3-14b")
+    spare = decide_placement(header, "3x15", 512, "throughput", parallel=2)
+    small = decide_placement(header, "15,15,2", 512, "throughput", parallel=2)
+
+    assert spare.reason.endswith("GPU 2 is not needed")
+    assert small.reason.endswith("2.0 GiB are too little for a server")
+
+
+def test_a_split_says_why_it_is_one(header_of: HeaderOf) -> None:
+    """No card holds it, not for so many at once, or a split has more slots."""
+
+    def reason(context: int, **more: Any) -> str:
+        header = header_of("qwen3-14b")
+        return decide_placement(header, "2x15", context, **more).reason
+
+    assert reason(40_000).startswith("no single card holds it: ")
+    many = reason(8192, goal="latency", parallel=6)
+    assert many.startswith("no single card holds it for 6 requests at once: ")
+    slots = reason(24_576, goal="throughput")
+    assert slots.startswith("more slots than any other way: ")
+
+
+def test_described_cards_are_said_to_be_so(
+    header_of: HeaderOf, driver: StandInDriver
+) -> None:
+    """What is free on cards here is looked at only where they were detected."""
+    driver.describe(t4(0))
+    header = header_of("llama-3.2-1b")
+    said = "described, not detected"
+
+    assert any(said in note for note in decide_placement(header, "15").configs[0].notes)
+    assert not any(said in note for note in decide_placement(header).configs[0].notes)
+
+
+def test_the_cpu_is_named_where_it_would_do(header_of: HeaderOf) -> None:
+    """A model that no card holds a layer of may fit the host's memory."""
+    placement = decide_placement(header_of("llama-3.2-1b"), "2x0.2", 512)
+
+    assert placement.kind == "none"
+    assert "without cards it fits (gpus=[])" in (placement.nearest or "")
+    huge = decide_placement(header_of("llama-2-13b"), "2x0.2", 10**9)
+    assert huge.nearest == "only a smaller model fits"
+
+
+def test_more_than_a_model_was_made_for_is_named_if_asked_for(
+    header_of: HeaderOf,
+) -> None:
+    """The largest context goes beyond the training where that was asked for."""
+    header = header_of("llama-2-13b")
+    placement = decide_placement(header, "2x15", 32768)
+    largest = placement.largest_context or 0
+
+    assert placement.kind == "none"
+    assert largest > 4096
+    assert decide_placement(header, "2x15", largest).kind == "layer"
+    assert decide_placement(header, "2x15", largest + 256).kind == "none"
+
+
 # ── what it looks like ───────────────────────────────────────────────────────────
 
 
@@ -518,7 +605,7 @@ def test_a_placement_is_shown_as_a_table(header_of: HeaderOf) -> None:
     assert title == "Placement for latency: layer"
     assert head.split()[:4] == ["server", "device", "layers", "slots"]
     assert first.split()[:6] == ["0", "GPU", "0", "33", "1", "4,096"]
-    assert second.split()[:3] == ["GPU", "1", "32"]
+    assert second.split()[:5] == ["GPU", "1", "31", "+", "output"]
     assert len(head) == len(first) == len(second)
     assert reason == placement.reason
     measured = dataclasses.replace(placement, measured=("it ran at 9 tokens/s",))

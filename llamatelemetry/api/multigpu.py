@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llamatelemetry._placement_view import card_bytes
-from llamatelemetry._units import GIB, format_memory
+from llamatelemetry._units import GIB, format_memory, printable
 from llamatelemetry.exceptions import ConfigurationError, ModelError, OutOfMemoryError
 from llamatelemetry.gguf._cards import GPU, T4_FREE_BYTES, GPUMemory
 from llamatelemetry.gguf._fitting import (
@@ -77,7 +77,7 @@ def __dir__() -> list[str]:
 def plan_placement(
     model: Model,
     gpus: str | Iterable[GPU] | None = None,
-    context_size: int = 4096,
+    context_size: int | None = None,
     goal: Goal = "latency",
     *,
     parallel: int | None = None,
@@ -107,11 +107,13 @@ def plan_placement(
             card whose free memory is not known is left out.
         context_size: Tokens of context for each request. A configuration's own is
             this times its slots, since llama.cpp divides it. 0: the model's own.
+            None: what ``config`` or the plan has for each slot, else 4096.
         goal: "latency" for the fastest answer to one, "throughput" for the most
             tokens to many.
-        parallel: Requests at once over all servers; never lowered. None: 1 for
-            latency; for throughput the most of 8, 4, 2 and 1 slots per server that
-            fit.
+        parallel: Requests at once over all servers; never lowered, and raised to the
+            next number that the servers share evenly. None: what ``config`` or the
+            plan has, if that is more than 1; else 1 for latency, and for throughput
+            the most of 8, 4, 2 and 1 slots per server that fit.
         split_mode: "layer", or "tensor", where each layer is split: not by itself,
             because it crashed on T4s (https://github.com/ggml-org/llama.cpp/issues/
             21876) and drifts from the ratio asked for
@@ -229,9 +231,12 @@ def _checked_memory(gpu_memory: object) -> list[float]:
         )
     for number in numbers:
         if not _is_number(number) or not 0 <= number <= _MOST_GIB:
+            hint = ""
+            if hasattr(number, "free_memory_gb"):
+                hint = "; give its free_memory_gb"
             raise ConfigurationError(
                 f"gpu_memory holds {number!r}, which is no card's memory in GiB, 0 to "
-                f"{_MOST_GIB:,}"
+                f"{_MOST_GIB:,}{hint}"
             )
     return [float(number) for number in numbers]
 
@@ -319,7 +324,10 @@ def kaggle_t4_dual_config(
             raise ModelError("there is no such file yet")  # noqa: TRY301 - said below
         plan = plan_memory(path, config, GPUMemory.t4(2))
     except (ModelError, OSError) as error:
-        unseen = f"{path} was not looked at ({error}): even halves, nothing was planned"
+        unseen = (
+            f"{printable(str(path))} was not looked at ({printable(str(error))}): even "
+            "halves, nothing was planned"
+        )
         return config.replace(notes=[*assumed, unseen])
     return _fitted(plan, assumed)
 
@@ -377,7 +385,10 @@ def _too_large(plan: MemoryPlan) -> OutOfMemoryError:
     def fits(other: MemoryPlan) -> bool:
         return context_room(other, plan.slot_context) >= 0
 
-    near = "; ".join(what_would_fit(plan, fits, largest)) or "only a smaller model fits"
+    near = (
+        "; ".join(what_would_fit(plan, fits, largest))
+        or "only a smaller model fits on them"
+    )
     wanted = tight.needed + tight.margin
     return OutOfMemoryError(
         f"{plan.model} does not fit on two T4s with {plan.context:,} tokens of "

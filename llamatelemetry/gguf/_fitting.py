@@ -137,13 +137,15 @@ def best_fit(plan: MemoryPlan) -> MemoryPlan | None:
 def largest_context(plan: MemoryPlan) -> int:
     """Return the largest context that fits with any micro-batch and split.
 
-    Over all slots, and at most what the model was made for, for each slot; 0 if none.
+    Over all slots, and for each slot at most what the model was made for, or what was
+    planned if that is more; 0 if none.
     """
 
     def left(steps: int) -> int:
         return context_room(plan, steps * CELL_STEP)
 
-    steps = last_with_room(left, most_steps(plan))
+    planned = plan.context // plan.config.parallel // CELL_STEP
+    steps = last_with_room(left, max(most_steps(plan), planned))
     return steps * CELL_STEP * plan.config.parallel
 
 

@@ -95,6 +95,7 @@ def _assumed(request: Request) -> list[str]:
         f"{format_memory(request.cuda_context)} for CUDA itself, a margin of "
         f"{GPU_MARGIN_SHARE:.0%} of what is needed and "
         f"{format_memory(GPU_MARGIN_BYTES)}": request.cards,
-        "cached prompts may take up to 8 GiB more of the host (cache_ram)":
+        "cached prompts may take a tenth of the host's memory besides, at most 8 GiB "
+        "(cache_ram)":
             config.cache_ram is None and shape.traits.cache,
     })  # fmt: skip

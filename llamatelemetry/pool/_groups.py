@@ -79,6 +79,9 @@ def with_own_places(configs: Sequence[ServerConfig]) -> list[ServerConfig]:
             config.replace(
                 port=first + place if counted else config.port,
                 threads=min(config.threads, share.threads),
+                threads_batch=None
+                if config.threads_batch is None
+                else min(config.threads_batch, share.threads),
                 cache_ram=cache,
                 notes=notes,
             )

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from llamatelemetry._http import HTTPClient
 from llamatelemetry.api.client import LlamaCppClient
 from llamatelemetry.exceptions import (
-    LLCudaError,
+    ClientError,
+    ConnectionFailedError,
     ServerNotRunningError,
     ServerTimeoutError,
 )
@@ -27,10 +28,10 @@ _FIRST_DELAY = 0.5
 _LONGEST_DELAY = 60.0
 """Seconds before a restart: the first, and at most; each is twice the one before."""
 
-_LOG_TAIL = 2000  # characters of a log in an error
-
 _STABLE_SECONDS = 60.0
 """A server that was ready this long begins with the first delay again."""
+
+_LOG_TAIL = 2000  # characters of a log in an error
 
 
 class Member:
@@ -60,17 +61,19 @@ class Member:
         self.in_flight = 0
         self.requests = 0
         self.restarts = 0
-        self.error: LLCudaError | None = None
-        self.lora_scales: dict[int, float] | None = None
+        self.error: Exception | None = None
         self._changed = changed
         self._headers = dict(headers)
-        self._serving = False
-        self._ending = threading.Event()
-        self._begun = threading.Event()
+        self._serving_pid: int | None = None  # None: it is not sent anything
         self._ready_since = 0.0
         self._suspected_at = 0.0
+        self._ending = threading.Event()
+        self._begun = threading.Event()
         self._http: HTTPClient | None = None
         self._http_lock = threading.Lock()
+        self._lora_lock = threading.RLock()  # guards the two below
+        self._scales: dict[int, float] | None = None
+        self._has_scales: tuple[int | None, dict[int, float]] | None = None
         self._thread: threading.Thread | None = None
 
     # ── look ─────────────────────────────────────────────────────────────────────
@@ -78,12 +81,22 @@ class Member:
     @property
     def is_ready(self) -> bool:
         """Whether it can be sent requests, asked for now."""
-        return self._serving and self.manager.state is ServerState.READY
+        serving = self._serving_pid
+        return (
+            serving is not None
+            and self.manager.state is ServerState.READY
+            and self.manager.pid == serving
+        )
 
     @property
     def has_begun(self) -> bool:
         """Whether its first start has come to its end, good or bad."""
         return self._begun.is_set()
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it was told to end."""
+        return self._ending.is_set()
 
     @property
     def is_kept(self) -> bool:
@@ -93,8 +106,10 @@ class Member:
             thread is not None
             and thread.is_alive()
             and not self._ending.is_set()
-            and self.manager.state not in (ServerState.STOPPED, ServerState.STOPPING)
+            and (self._is_coming_back or self.manager.state is not ServerState.STOPPED)
         )
+
+    _is_coming_back = False
 
     @property
     def load(self) -> float:
@@ -121,11 +136,8 @@ class Member:
         Of a process that was killed, the sockets are closed before its end is known.
         """
         self._suspected_at = time.monotonic()
-        self._serving = False
-
-    def client(self) -> LlamaCppClient:
-        """Return a client of this server alone."""
-        return LlamaCppClient(self.manager.get_url(), self.config.api_key)
+        self._serving_pid = None
+        self._drop_connections()
 
     def status(self) -> ServerStatus:
         """Return what it is doing."""
@@ -145,6 +157,38 @@ class Member:
             restarts=self.restarts,
             error=self.error,
         )
+
+    # ── adapters ─────────────────────────────────────────────────────────────────
+
+    def set_lora_scales(self, scales: Mapping[int, float]) -> None:
+        """Set how strongly adapters are applied, now and after each start.
+
+        Raises:
+            ClientError: The server refuses them, and keeps what it had; or it is
+                silent.
+        """
+        with self._lora_lock:
+            before, self._scales = self._scales, dict(scales)
+            if self.manager.state is not ServerState.READY:
+                return  # it gets them before it is sent anything
+            try:
+                self._apply_scales()
+            except ConnectionFailedError:
+                self.suspect()  # it has died, and gets them when it is back
+            except ClientError:
+                self._scales = before
+                raise
+
+    def _apply_scales(self) -> None:
+        """Give the running process the scales that were set, if it lacks them."""
+        with self._lora_lock:
+            wanted = (self.manager.pid, self._scales or {})
+            if self._scales is None or self._has_scales == wanted:
+                return
+            url = self.manager.get_url()
+            with LlamaCppClient(url, self.config.api_key) as client:
+                client.set_lora_adapters(self._scales)
+            self._has_scales = wanted
 
     # ── live ─────────────────────────────────────────────────────────────────────
 
@@ -166,10 +210,15 @@ class Member:
         )
         self._thread.start()
 
+    def end(self) -> None:
+        """Send it nothing more, and do not start it again."""
+        self._ending.set()
+        self._serving_pid = None
+        self._changed(self)
+
     def stop(self) -> None:
         """Stop the server and do not start it again; quiet if it does not run."""
-        self._ending.set()
-        self._serving = False
+        self.end()
         self.manager.stop()
         thread = self._thread
         while thread is not None and thread.is_alive():
@@ -186,70 +235,91 @@ class Member:
             self.error = self.manager.error
             stable = time.monotonic() - self._ready_since > _STABLE_SECONDS
             delay = _FIRST_DELAY if stable else delay
+            self._is_coming_back, left = True, ServerState.FAILED
             while not self._ending.wait(delay):
                 delay = min(2 * delay, _LONGEST_DELAY)
-                if self.manager.state is not ServerState.FAILED:
+                if self.manager.state is not left:
                     break  # its user has started or stopped it
                 self.restarts += 1
                 if self._come_back():
                     break
+                left = self.manager.state
+            self._is_coming_back = False
 
     def _begin(self, report: Callable[[LoadProgress], None], timeout: float) -> bool:
         """Start for the first time; return whether it became ready."""
-        manager = self.manager
+        manager, serves = self.manager, False
+        error: Exception | None = None
         try:
             manager.start_with_config(self.config)
             if manager.wait_until_ready(timeout, progress=report):
-                self._serve()
-                return True
-            self.error = manager.error
-            if self.error is None and not self._ending.is_set():
-                self.error = ServerTimeoutError(
-                    f"server {self.number} of the pool was not ready in {timeout:g} s; "
-                    "a large model may need more: ServerPool(config, timeout=...)",
-                    log_tail=manager.get_logs()[-_LOG_TAIL:],
-                )
-        except LLCudaError as error:
+                serves = self._serve()
+            else:
+                error = manager.error or self._too_late(timeout)
+        except Exception as caught:  # noqa: BLE001 - raised again by whoever starts it
+            error = caught
+        if not self._ending.is_set():
             self.error = error
-        finally:
-            self._begun.set()
-            self._changed(self)
-        return False
+        self._begun.set()
+        self._changed(self)
+        return serves
+
+    def _too_late(self, timeout: float) -> ServerTimeoutError:
+        return ServerTimeoutError(
+            f"server {self.number} of the pool was not ready in {timeout:g} s; a large "
+            "model may need more: ServerPool(config, timeout=...)",
+            log_tail=self.manager.get_logs()[-_LOG_TAIL:],
+        )
 
     def _come_back(self) -> bool:
-        """Start again; return whether it is ready."""
+        """Start again; return whether it is ready. What could not be, is stopped."""
         try:
             self.manager.restart()
             self._drop_connections()
-            if self.lora_scales is not None:
-                with self.client() as client:
-                    client.set_lora_adapters(self.lora_scales)
-        except LLCudaError as error:
-            self.error = error
-            return False
-        self.error = None
-        self._serve()
-        return True
+            return self._serve()
+        except Exception as error:  # noqa: BLE001 - told in status(), and tried again
+            if not self._ending.is_set():
+                self.error = error
+            self.manager.stop()
+        return False
 
-    def _serve(self) -> None:
+    def _serve(self) -> bool:
+        """Have it sent requests from now on; return whether that is wanted.
+
+        Raises:
+            ClientError: It does not take the adapters' scales.
+        """
+        self._changed(self)  # what an earlier process has read is not in this one
+        self._apply_scales()
         self._ready_since = time.monotonic()
-        self._serving = not self._ending.is_set()
+        self.error = None
+        self._serving_pid = self.manager.pid
+        if self._ending.is_set():
+            self._serving_pid = None
         self._changed(self)
+        return not self._ending.is_set()
 
     def _watch(self) -> bool:
         """Wait while it runs; return whether it has failed and must come back."""
         while not self._ending.wait(_LOOK_SECONDS):
             state = self.manager.state
             if state is ServerState.FAILED:
-                self._serving = False
+                self._serving_pid = None
                 self._changed(self)
                 return True
-            looked_long = time.monotonic() - self._suspected_at > _LOOK_SECONDS
-            # One that its user has stopped gets nothing and is not started again.
-            if not self._serving and state is ServerState.READY and looked_long:
-                self._serving, self.error = True, None
-                self._changed(self)
+            if state is ServerState.STARTING:  # by its user
+                self.manager.wait_until_ready(_LOOK_SECONDS)
+            elif state is ServerState.READY and not self.is_ready:
+                self._look_again()
         return False
+
+    def _look_again(self) -> None:
+        """Serve one that was suspected, or that its user has started."""
+        if time.monotonic() - self._suspected_at > _LOOK_SECONDS:
+            try:
+                self._serve()
+            except ClientError as error:
+                self.error = error
 
     def _drop_connections(self) -> None:
         """Close the connections to a process that is gone."""

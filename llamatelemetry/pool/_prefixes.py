@@ -23,35 +23,35 @@ _BLOCK = 256  # characters of a plain prompt that are looked at together
 # What a chat template puts before the messages.
 _BEFORE_MESSAGES = ("tools", "chat_template_kwargs", "model")
 
+# Whom a model answers. A request that ends with another's words warms a cache up.
+_ANSWERED = ("user", "tool")
+
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
-    """Where the longest known beginning of a prompt was read last.
+class Prompt:
+    """What tells prompts apart, and which of them begin alike.
 
     Attributes:
-        server: The server's number.
-        next_turn: Whether it was a whole earlier request, so that this one is the same
-            conversation's next.
+        digests: One for each beginning, the shortest first: for each message of a
+            chat, for each 256 characters of a plain prompt, none for other requests.
+        is_turn: Whether it is a turn of a conversation, which may go on.
     """
 
-    server: int
-    next_turn: bool
+    digests: tuple[bytes, ...] = ()
+    is_turn: bool = False
 
-
-def chain_of(body: object) -> tuple[bytes, ...]:
-    """Return a digest of each beginning of a request's prompt, the shortest first.
-
-    A chat has one for each message, a plain prompt one for each 256 characters; other
-    requests have none.
-    """
-    if not isinstance(body, Mapping):
-        return ()
-    pieces = _pieces(body)
-    digests, digest = [], b""
-    for piece in pieces:
-        digest = blake2b(digest + piece.encode(), digest_size=16).digest()
-        digests.append(digest)
-    return tuple(digests)
+    @classmethod
+    def of(cls, body: object) -> Prompt:
+        """Return the prompt of a request."""
+        if not isinstance(body, Mapping):
+            return cls()
+        digests, digest = [], b""
+        for piece in _pieces(body):
+            # A text may hold half a character, which JSON can say and UTF-8 cannot.
+            data = piece.encode(errors="surrogatepass")
+            digest = blake2b(digest + data, digest_size=16).digest()
+            digests.append(digest)
+        return cls(tuple(digests), _is_turn(body))
 
 
 def _pieces(body: Mapping[str, Any]) -> list[str]:
@@ -66,6 +66,28 @@ def _pieces(body: Mapping[str, Any]) -> list[str]:
     return []
 
 
+def _is_turn(body: Mapping[str, Any]) -> bool:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        return False
+    last = messages[-1]
+    return isinstance(last, Mapping) and last.get("role") in _ANSWERED
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """Where the longest known beginning of a prompt was read last.
+
+    Attributes:
+        server: The server's number.
+        next_turn: Whether it was a whole turn before, so that this is the same
+            conversation's next one.
+    """
+
+    server: int
+    next_turn: bool
+
+
 class PrefixMemory:
     """Remembers where prompts were sent; safe to use from any thread.
 
@@ -76,26 +98,28 @@ class PrefixMemory:
     def __init__(self, most: int = _MOST_KEPT) -> None:
         self._most = most
         self._lock = threading.Lock()
-        # Who was sent this beginning last, and whether it was ever a whole request.
+        # Who was sent this beginning last, and whether it was ever a whole turn.
         self._kept: OrderedDict[bytes, tuple[int, bool]] = OrderedDict()
 
-    def note(self, chain: tuple[bytes, ...], server: int) -> None:
+    def note(self, prompt: Prompt, server: int) -> None:
         """Remember that a server was sent this prompt."""
         with self._lock:
-            for place, digest in enumerate(chain, start=1):
-                _, was_whole = self._kept.pop(digest, (server, False))
-                self._kept[digest] = server, was_whole or place == len(chain)
+            for place, digest in enumerate(prompt.digests, start=1):
+                _, was_turn = self._kept.pop(digest, (server, False))
+                is_turn = prompt.is_turn and place == len(prompt.digests)
+                self._kept[digest] = server, was_turn or is_turn
             while len(self._kept) > self._most:
                 self._kept.popitem(last=False)
 
-    def last(self, chain: tuple[bytes, ...]) -> Sighting | None:
+    def last(self, prompt: Prompt) -> Sighting | None:
         """Return who read the longest known beginning; None if nobody did."""
+        digests = prompt.digests
         with self._lock:
-            for place in range(len(chain), 0, -1):
-                known = self._kept.get(chain[place - 1])
+            for place in range(len(digests), 0, -1):
+                known = self._kept.get(digests[place - 1])
                 if known is not None:
-                    server, whole = known
-                    return Sighting(server, whole and place < len(chain))
+                    server, was_turn = known
+                    return Sighting(server, was_turn and place < len(digests))
         return None
 
     def forget(self, server: int) -> None:

@@ -15,12 +15,25 @@ from dataclasses import dataclass
 from typing import Unpack
 
 from llamatelemetry._deadline import Deadline
-from llamatelemetry._exchange import Reply, ReplyStream, RequestOptions
+from llamatelemetry._exchange import (
+    Reply,
+    ReplyStream,
+    RequestOptions,
+    StreamOptions,
+)
 from llamatelemetry._http import SILENCE_TIMEOUT, encode_json
-from llamatelemetry.exceptions import ConnectionFailedError, NotSupportedError
+from llamatelemetry.exceptions import (
+    ConnectionFailedError,
+    NotSupportedError,
+    RequestTimeoutError,
+)
 from llamatelemetry.pool._member import Member
-from llamatelemetry.pool._prefixes import chain_of
+from llamatelemetry.pool._prefixes import Prompt
 from llamatelemetry.pool._router import Router
+
+_MOST_BREAKS = 3
+"""Servers that may break off over one request. It may be the request that ends them:
+then it must not end them for ever. Two may have been killed in the same moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +42,12 @@ class _Question:
 
     method: str
     path: str
-    options: RequestOptions
-    chain: tuple[bytes, ...]
+    options: StreamOptions
+    prompt: Prompt
 
     @property
     def silence_timeout(self) -> float:
-        """Seconds of silence after which it fails, also while it waits for a server."""
+        """Seconds of silence after which it fails; also to wait for a server."""
         return self.options.get("silence_timeout", SILENCE_TIMEOUT)
 
     @property
@@ -46,7 +59,7 @@ class _Question:
         """Prepare it for one server, with what is left of its time."""
         options = self.options.copy()
         if deadline.remaining < math.inf:
-            options["total_timeout"] = deadline.remaining
+            options["total_timeout"] = max(deadline.remaining, 0.001)
         return member.http.stream(self.method, self.path, **options)
 
 
@@ -64,6 +77,7 @@ class PoolReply:
         question: _Question,
         *,
         failed: tuple[Member, ...] = (),
+        breaks: int = 0,
         deadline: Deadline | None = None,
     ) -> None:
         self.status = 0
@@ -71,6 +85,7 @@ class PoolReply:
         self._router = router
         self._question = question
         self._failed = failed
+        self._breaks = breaks
         self._deadline = deadline  # begins when it is sent for the first time
         self._last: Member | None = None
         self._lock = threading.Lock()  # guards the four below
@@ -81,15 +96,13 @@ class PoolReply:
 
     @property
     def opened(self) -> bool:
-        """Whether something may have been sent."""
+        """Whether it was asked of the pool."""
         return self._opened
 
     @property
-    def _may_ask_again(self) -> bool:
-        # At least twice, for a pool of one. Not for ever: a request that ends each
-        # server it is sent to must not end them all in turn, again and again.
-        tries = max(2, len(self._router.members))
-        return not self._closed and len(self._failed) < tries
+    def reached(self) -> bool:
+        """Whether a connection was opened for it."""
+        return self._inner is not None and self._inner.reached
 
     def open(self) -> int:
         """Send the request, wait for the reply's headers, and return the status.
@@ -99,40 +112,46 @@ class PoolReply:
             ConnectionFailedError: No server could be reached, or ``close`` was called.
             RequestTimeoutError: The server was silent for too long.
         """
+        self._opened = True
         deadline = self._deadline or Deadline.after(self._question.total_timeout)
         self._deadline = deadline
+        wait = min(self._question.silence_timeout, deadline.remaining)
+        patience = Deadline.after(wait)
         while True:
             if self._closed:
                 raise ConnectionFailedError("the request was called off")
-            member = self._take_server(deadline)
+            member = self._take_server(deadline, patience)
             try:
                 inner = self._begin(member, deadline)
                 status = inner.open()
             except ConnectionFailedError:
                 self._give_back()
-                if not self._closed:
-                    member.suspect()
-                self._failed += (member,)
-                if not self._may_ask_again:
+                if self._closed:
                     raise
-            except BaseException:
+                if not self._may_go_elsewhere(member) or patience.expired:
+                    raise
+            except BaseException as error:
                 self._give_back()
+                self._raise_as_asked(error)
                 raise
             else:
                 self.headers, self.status = inner.headers, status
                 return status
 
-    def _take_server(self, deadline: Deadline) -> Member:
-        question = self._question
-        member = self._router.take(
-            question.chain,
-            avoid=self._failed,
-            patience=min(question.silence_timeout, deadline.remaining),
-            unwanted=lambda: self._closed,
-        )
+    def _take_server(self, deadline: Deadline, patience: Deadline) -> Member:
+        try:
+            member = self._router.take(
+                self._question.prompt,
+                avoid=self._failed,
+                patience=patience,
+                unwanted=lambda: self._closed,
+            )
+        except ConnectionFailedError as error:
+            if deadline.expired and not self._closed:
+                raise self._over_time() from error
+            raise
         with self._lock:
             self._member = self._last = member
-            self._opened = True
         return member
 
     def _begin(self, member: Member, deadline: Deadline) -> ReplyStream:
@@ -143,6 +162,30 @@ class PoolReply:
         if closed:
             inner.close()
         return inner
+
+    def _may_go_elsewhere(self, member: Member) -> bool:
+        """Note that a server broke off; return whether to ask another one.
+
+        One that could not be reached has not been sent anything: it does not count.
+        """
+        member.suspect()
+        self._failed += (member,)
+        self._breaks += self.reached
+        return self._breaks < _MOST_BREAKS
+
+    def _raise_as_asked(self, error: BaseException) -> None:
+        """Raise what was asked for, where what is left of its time is over."""
+        if isinstance(error, RequestTimeoutError) and (
+            self._deadline is not None and self._deadline.expired
+        ):
+            raise self._over_time() from error
+
+    def _over_time(self) -> RequestTimeoutError:
+        question = self._question
+        return RequestTimeoutError(
+            f"{question.method} {question.path} took longer than "
+            f"total_timeout={question.total_timeout} s"
+        )
 
     def _give_back(self) -> None:
         """Note that the server is done with this request, once."""
@@ -165,8 +208,9 @@ class PoolReply:
             raise StopIteration
         try:
             return next(self._inner)
-        except BaseException:
+        except BaseException as error:
             self._give_back()
+            self._raise_as_asked(error)
             raise
 
     def read(self) -> bytes:
@@ -195,18 +239,23 @@ class PoolReply:
         For a reply that was cut off, of which nobody has seen anything.
         """
         self._give_back()
-        failed = self._failed
-        if self._last is not None:
-            self._last.suspect()
-            failed += (self._last,)
-        anew = PoolReply(
-            self._router, self._question, failed=failed, deadline=self._deadline
+        if self._last is not None and not self._may_go_elsewhere(self._last):
+            return None
+        return PoolReply(
+            self._router,
+            self._question,
+            failed=self._failed,
+            breaks=self._breaks,
+            deadline=self._deadline,
         )
-        return anew if anew._may_ask_again else None
 
     def __del__(self) -> None:
         if self._member is not None:
             self.close()
+
+
+class _NoAddressError(NotSupportedError, AttributeError):
+    """What a pool's ``base_url`` raises, so that ``hasattr`` is simply False."""
 
 
 class PoolRequests:
@@ -226,7 +275,7 @@ class PoolRequests:
         Raises:
             NotSupportedError: Always; says where the servers' own are.
         """
-        raise NotSupportedError(
+        raise _NoAddressError(
             "a pool has no URL of its own; each server has: pool.servers[0].get_url()"
         )
 
@@ -253,17 +302,18 @@ class PoolRequests:
             reply = anew
 
     def stream(
-        self, method: str, path: str, **options: Unpack[RequestOptions]
+        self, method: str, path: str, **options: Unpack[StreamOptions]
     ) -> PoolReply:
         """Prepare a request; its server is chosen by the result's ``open()``.
 
         Raises:
             ConfigurationError: Its ``json`` cannot be written as JSON.
         """
-        json = options.get("json")
+        json = options.pop("json", None)
         if json is not None:
-            encode_json(json)  # now, and not when it is sent
-        return PoolReply(self._router, _Question(method, path, options, chain_of(json)))
+            options["body"] = encode_json(json)
+        question = _Question(method, path, options, Prompt.of(json))
+        return PoolReply(self._router, question)
 
     def close(self) -> None:
         """Leave the connections: they are the pool's, which closes them at its end."""

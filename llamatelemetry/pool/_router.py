@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from llamatelemetry._deadline import Deadline
 from llamatelemetry.exceptions import ConnectionFailedError, ServerNotRunningError
 from llamatelemetry.pool._member import Member
-from llamatelemetry.pool._prefixes import PrefixMemory, Sighting
+from llamatelemetry.pool._prefixes import PrefixMemory, Prompt, Sighting
 
 _LOOK_SECONDS = 0.1
 """How often one that waits for a server looks again, should nobody wake it."""
@@ -25,14 +25,14 @@ def choose(ready: Sequence[Member], seen: Sighting | None) -> Member:
         ready: The servers that can be sent requests; at least one.
         seen: Where the prompt's beginning was read last.
     """
-    by_number = {member.number: member for member in ready}
-    last = by_number.get(seen.server) if seen is not None else None
-    if last is not None and seen is not None and seen.next_turn and not last.has_queue:
-        return last
     least = min(member.load for member in ready)
+    for member in ready:
+        if seen is not None and member.number == seen.server:
+            if seen.next_turn and not member.has_queue:
+                return member
+            if member.load == least:
+                return member
     equals = [member for member in ready if member.load == least]
-    if last in equals and last is not None:
-        return last
     return min(equals, key=lambda member: member.requests)
 
 
@@ -57,63 +57,60 @@ class Router:
         """Note that a server may have become ready, or have failed."""
         if not member.is_ready:
             self._prefixes.forget(member.number)
-        with self._news:
-            self._news.notify_all()
-
-    def wait(self, seconds: float) -> None:
-        """Wait for news of a server, at most this long."""
-        with self._news:
-            self._news.wait(seconds)
+        self.wake()
 
     def wake(self) -> None:
         """Have those that wait look whether they still want to."""
         with self._news:
             self._news.notify_all()
 
+    def wait(self, seconds: float) -> None:
+        """Wait for news, at most this long."""
+        with self._news:
+            self._news.wait(seconds)
+
     def take(
         self,
-        chain: tuple[bytes, ...],
+        prompt: Prompt,
         *,
         avoid: Collection[Member],
-        patience: float,
+        patience: Deadline,
         unwanted: Callable[[], bool],
     ) -> Member:
         """Return the server for a request; give it back when that is over.
 
         Args:
-            chain: The digests of its prompt's beginnings.
+            prompt: What it asks.
             avoid: Servers that have failed it already; used where there are no others.
-            patience: Seconds to wait for one that is being started again.
+            patience: Until when to wait for one that is being started again.
             unwanted: Whether the request was called off; asked while waiting.
 
         Raises:
             ServerNotRunningError: The pool does not run, or no server will come back.
             ConnectionFailedError: None was ready in time, or it was called off.
         """
-        deadline = Deadline.after(patience)
         while True:
             # Looked at without the lock: settling a server that has just ended may
             # take a moment, which is no reason to hold up the others' requests.
             ready = [one for one in self._members if one.is_ready]
             fresh = [one for one in ready if one not in avoid]
             if ready:
-                return self._hand_out(fresh or ready, chain)
+                return self._hand_out(fresh or ready, prompt)
             self._refuse_if_hopeless()
             if unwanted():
                 raise ConnectionFailedError("the request was called off")
-            if deadline.expired:
+            if patience.expired:
                 raise ConnectionFailedError(
-                    f"no server of the pool was ready in {patience:g} s; "
-                    f"{self._reasons()}"
+                    f"no server of the pool became ready in time; {self._reasons()}"
                 )
-            self.wait(min(_LOOK_SECONDS, deadline.remaining))
+            self.wait(min(_LOOK_SECONDS, patience.remaining))
 
-    def _hand_out(self, ready: Sequence[Member], chain: tuple[bytes, ...]) -> Member:
+    def _hand_out(self, ready: Sequence[Member], prompt: Prompt) -> Member:
         with self._news:
-            member = choose(ready, self._prefixes.last(chain))
+            member = choose(ready, self._prefixes.last(prompt))
             member.in_flight += 1
             member.requests += 1
-        self._prefixes.note(chain, member.number)
+        self._prefixes.note(prompt, member.number)
         return member
 
     def give_back(self, member: Member) -> None:
@@ -131,7 +128,7 @@ class Router:
     def _reasons(self) -> str:
         """Return why servers are not ready, as far as is known."""
         return "; ".join(
-            f"server {member.number}: {str(member.error).splitlines()[0]}"
+            f"server {member.number}: {str(member.error).partition(chr(10))[0]}"
             for member in self._members
             if member.error is not None
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from llamatelemetry._http import CONNECT_TIMEOUT
 from llamatelemetry.api._transport import RequestRecord, Transport
@@ -19,6 +20,8 @@ from llamatelemetry.pool._replies import PoolRequests
 from llamatelemetry.pool._router import Router
 
 __all__ = ["PoolClient"]
+
+Answer = TypeVar("Answer")
 
 # What is no sum over servers: of these, one takes the largest or the mean.
 _LARGEST = ("llamacpp:n_tokens_max",)
@@ -72,8 +75,8 @@ class PoolClient(LlamaCppClient):
         """
         return [
             {"server": number, **slot}
-            for number, client in self._ready_clients()
-            for slot in client.get_slots()
+            for number, slots in self._of_each(LlamaCppClient.get_slots)
+            for slot in slots
         ]
 
     def metrics(self) -> dict[str, float]:
@@ -84,7 +87,7 @@ class PoolClient(LlamaCppClient):
         Raises:
             NotSupportedError: The servers were started without ``--metrics``.
         """
-        each = [client.metrics() for _, client in self._ready_clients()]
+        each = [values for _, values in self._of_each(LlamaCppClient.metrics)]
         total: dict[str, float] = {}
         for name in dict.fromkeys(name for one in each for name in one):
             values = [one[name] for one in each if name in one]
@@ -96,19 +99,22 @@ class PoolClient(LlamaCppClient):
     def set_lora_adapters(self, scales: Mapping[int, float]) -> None:
         """Set how strongly LoRA adapters are applied, on every server.
 
-        A server that is started again gets them too.
+        A server that is not running now, or is started again, gets them before it is
+        sent anything. One that refuses them keeps what it had.
 
         Raises:
-            ClientError: A server has refused them; the message says which.
+            ClientError: A server has refused them; a note says which, the first of
+                them. All others have been asked too.
         """
+        errors = []
         for member in self._router.members:
-            member.lora_scales = dict(scales)
-        for number, client in self._ready_clients():
             try:
-                client.set_lora_adapters(scales)
+                member.set_lora_scales(scales)
             except ClientError as error:
-                error.add_note(f"this was server {number} of the pool")
-                raise
+                error.add_note(f"this was server {member.number} of the pool")
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def save_slot(self, slot_id: int, filename: str) -> SlotAction:
         """Raise: a slot belongs to one server.
@@ -137,13 +143,20 @@ class PoolClient(LlamaCppClient):
     def close(self) -> None:
         """Do nothing: the connections are the pool's, which closes them at its end."""
 
-    def _ready_clients(self) -> list[tuple[int, LlamaCppClient]]:
-        """Return a client of each ready server alone, with this one's time limits."""
-        return [
-            (member.number, client_over(replace(self._transport, http=member.http)))
-            for member in self._router.members
-            if member.is_ready
-        ]
+    def _of_each(
+        self, ask: Callable[[LlamaCppClient], Answer]
+    ) -> list[tuple[int, Answer]]:
+        """Ask each ready server, and return its number with what it answers.
+
+        One that dies meanwhile is left out.
+        """
+        answers = []
+        for member in self._router.members:
+            if member.is_ready:
+                client = client_over(replace(self._transport, http=member.http))
+                with contextlib.suppress(ConnectionFailedError):
+                    answers.append((member.number, ask(client)))
+        return answers
 
 
 def _refuse_slots(call: str) -> NoReturn:

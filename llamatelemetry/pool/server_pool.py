@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from types import TracebackType
 from typing import Self
@@ -48,7 +47,8 @@ class ServerPool:
         engine: The engine; None: see :func:`llamatelemetry.server.find_engine`.
         timeout: Seconds to wait until all are ready.
         environment: Environment variables for the servers, over the inherited ones.
-        progress: Called while they load, with the mean of their progress.
+        progress: Called while they load, with the mean of their progress, in the
+            thread that starts the pool.
 
     Raises:
         ConfigurationError: A value cannot work, or a card is not there.
@@ -75,7 +75,6 @@ class ServerPool:
         self._progress = progress
         self._loading: dict[int, LoadProgress] = {}
         self._lifecycle = threading.RLock()  # held while starting and while stopping
-        self._lock = threading.Lock()  # guards what is loading
         members = [
             Member(
                 number,
@@ -146,54 +145,75 @@ class ServerPool:
         with self._lifecycle:
             if any(server.is_running() for server in self.servers):
                 raise ServerError("this pool runs already; call stop() first")
+            self._stop_members()  # those that were about to come back
             find_engine(self._engine)  # once, and not by each server at the same time
             try:
                 self._start_members()
             except BaseException:
-                self.stop()
+                self._stop_members()
                 raise
 
     def _start_members(self) -> None:
         members = self._router.members
+        told: LoadProgress | None = None
         self._loading.clear()
         for member in members:
-            member.start(partial(self._report, member.number), self._timeout)
+            member.start(partial(self._note, member.number), self._timeout)
         while not all(member.has_begun for member in members):
-            if any(member.error is not None for member in members):
+            if any(member.error or member.is_ending for member in members):
                 break
+            # Here, and not in their threads: it is the user's, and may do anything.
+            step = self._progress_of_all()
+            if self._progress is not None and step is not None and step != told:
+                told = step
+                self._progress(step)
             self._router.wait(_LOOK_SECONDS)
         for member in members:
             if member.error is not None:
                 member.error.add_note(f"this was server {member.number} of the pool")
                 raise member.error
+        if any(member.is_ending for member in members):
+            raise ServerError("the pool was stopped while it was started")
 
     def _tell(self, member: Member) -> None:
         self._router.tell(member)
 
-    def _report(self, number: int, step: LoadProgress) -> None:
-        if self._progress is None:
-            return
-        with self._lock:
-            self._loading[number] = step
-            steps = list(self._loading.values())
-            count = len(self._router.members)
-            self._progress(
-                LoadProgress(
-                    fraction=sum(one.fraction for one in steps) / count,
-                    bytes_loaded=sum(one.bytes_loaded for one in steps),
-                    seconds=max(one.seconds for one in steps),
-                )
-            )
+    def _note(self, number: int, step: LoadProgress) -> None:
+        self._loading[number] = step
+        self._router.wake()
+
+    def _progress_of_all(self) -> LoadProgress | None:
+        """Return how far loading is over all servers; None before the first step."""
+        steps = list(self._loading.values())
+        if not steps:
+            return None
+        return LoadProgress(
+            fraction=sum(one.fraction for one in steps) / len(self._router.members),
+            bytes_loaded=sum(one.bytes_loaded for one in steps),
+            seconds=max(one.seconds for one in steps),
+        )
 
     def stop(self) -> None:
-        """Stop all servers, side by side; quiet if none runs."""
+        """Stop all servers, side by side; quiet if none runs.
+
+        May be called from any thread, also while another one waits in start(), which
+        then raises ServerError.
+        """
+        for member in self._router.members:
+            member.end()
         with self._lifecycle:
-            members = self._router.members
-            if not members:
-                return
-            with ThreadPoolExecutor(len(members), "llamatelemetry-pool-stop") as pool:
-                for done in [pool.submit(member.stop) for member in members]:
-                    done.result()
+            self._stop_members()
+
+    def _stop_members(self) -> None:
+        members = self._router.members
+        for member in members:
+            member.end()  # all first: an interrupt must not leave one that comes back
+        try:
+            _wait_for([_in_thread(member.stop) for member in members])
+        except BaseException:
+            # Interrupted in between: once more for all, which harms none.
+            _wait_for([_in_thread(member.stop) for member in members])
+            raise
 
     def status(self) -> PoolStatus:
         """Return what each server is doing; shows itself as a table."""
@@ -233,6 +253,23 @@ class ServerPool:
         return f"<ServerPool, {status.ready} of {len(status)} servers ready{model}>"
 
 
+def _in_thread(stop: Callable[[], None]) -> threading.Thread | None:
+    """Stop a server in a thread; here, where the interpreter ends and starts none."""
+    thread = threading.Thread(target=stop, name="llamatelemetry-pool-stop", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:
+        stop()
+        return None
+    return thread
+
+
+def _wait_for(threads: Sequence[threading.Thread | None]) -> None:
+    for thread in threads:
+        if thread is not None:
+            thread.join()
+
+
 def _configs(
     config: ServerConfig | Sequence[ServerConfig] | Placement, gpus: Groups
 ) -> list[ServerConfig]:
@@ -244,10 +281,16 @@ def _configs(
             "gpus= goes with one ServerConfig; a Placement, or a configuration for "
             "each server, says the cards itself (visible_devices)"
         )
-    configs = list(config.configs if isinstance(config, Placement) else config)
-    if not all(isinstance(one, ServerConfig) for one in configs):
+    given: object = config.configs if isinstance(config, Placement) else config
+    configs = [
+        one
+        for one in (given if isinstance(given, (list, tuple)) else [given])
+        if isinstance(one, ServerConfig)
+    ]
+    if not isinstance(given, (list, tuple)) or len(configs) < len(given):
         raise ConfigurationError(
-            "ServerPool takes a ServerConfig, a list of them, or a Placement"
+            "ServerPool takes a ServerConfig, a list of them, or a Placement; not "
+            f"{config!r}"
         )
     if not configs and not isinstance(config, Placement):
         raise ConfigurationError("ServerPool was given an empty list of servers")

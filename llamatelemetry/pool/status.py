@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from llamatelemetry.exceptions import LLCudaError
 from llamatelemetry.server.state import ServerState
 
 __all__ = ["PoolStatus", "ServerStatus"]
@@ -40,7 +39,7 @@ class ServerStatus:
     in_flight: int
     requests: int
     restarts: int
-    error: LLCudaError | None
+    error: Exception | None
 
 
 _COLUMNS = ("server", "state", "cards", "url", "pid", "busy", "requests", "restarts")

@@ -235,10 +235,11 @@ def test_the_largest_context_fits_and_one_step_more_does_not(
 def test_a_model_is_not_stretched_beyond_its_training(
     header_of: Callable[[str], GGUFHeader],
 ) -> None:
-    """With room for more, the largest context is what the model was made for."""
+    """With room for more, it is what the model was made for, or was planned."""
     plan = plan_memory(header_of("llama-2-13b"), ON_GPU, "2x15")
 
-    assert largest_context(plan) == 4096
+    assert largest_context(plan.with_config(context_size=512)) == 4096
+    assert largest_context(plan.with_config(context_size=8192)) == 8192
 
 
 def test_what_would_fit_is_said_in_words(

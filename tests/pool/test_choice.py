@@ -155,6 +155,12 @@ def test_what_is_said_of_the_host_is_kept() -> None:
     (placed,) = with_own_places([CONFIG.replace(threads=1, cache_ram=64)])
 
     assert (placed.threads, placed.cache_ram, placed.notes) == (1, 64, ())
+    assert placed.threads_batch is None
+    many = CONFIG.replace(port=0, threads=1, threads_batch=999)
+    shared = with_own_places([many] * 2)
+    assert sum(config.threads_batch or 0 for config in shared) <= max(
+        _linux.usable_cpus(), 2
+    )
 
 
 def test_ports_must_differ_and_exist() -> None:
@@ -167,8 +173,8 @@ def test_ports_must_differ_and_exist() -> None:
     assert [config.port for config in kept] == [8080, 0]
 
 
-@pytest.mark.parametrize("wrong", [[], ["model.gguf"], [None]])
-def test_what_are_no_configurations_is_refused(wrong: list[object]) -> None:
+@pytest.mark.parametrize("wrong", [[], ["model.gguf"], [None], 5, None, {}])
+def test_what_are_no_configurations_is_refused(wrong: object) -> None:
     """A pool of nothing, or of something else, is refused at once."""
     with pytest.raises(ConfigurationError, match="ServerPool"):
         ServerPool(wrong)  # type: ignore[arg-type]

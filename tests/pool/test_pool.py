@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -15,7 +18,7 @@ from typing import Any
 
 import pytest
 from client_tools import MESSAGES
-from manager_tools import wait_for
+from manager_tools import STAND_IN, wait_for
 
 from llamatelemetry._http import HTTPClient
 from llamatelemetry.api.client import RequestRecord
@@ -33,6 +36,7 @@ from llamatelemetry.exceptions import (
     StreamError,
 )
 from llamatelemetry.pool import ServerPool, _member
+from llamatelemetry.pool._prefixes import Prompt
 from llamatelemetry.server import ServerConfig, ServerState
 from llamatelemetry.server.events import LoadProgress
 
@@ -166,13 +170,119 @@ def test_an_interrupt_of_the_start_stops_all(make_pool: MakePool) -> None:
 
 
 def test_a_stop_ends_a_start_in_another_thread(make_pool: MakePool) -> None:
-    """stop() after start() has raised elsewhere is quiet."""
-    pool = make_pool("mute", timeout=0.5)
+    """stop() does not wait for a start: that one raises, long before its timeout."""
+    pool = make_pool("mute", timeout=300)
     with ThreadPoolExecutor(1) as threads:
         starting = threads.submit(pool.start)
         wait_for(lambda: all(server.is_running() for server in pool.servers))
-        pool.stop()  # waits for the start, which times out
-        assert isinstance(starting.exception(), ServerError)
+        pool.stop()
+
+        with pytest.raises(ServerError, match="stopped while it was started"):
+            starting.result(20)
+    assert not any(server.is_running() for server in pool.servers)
+
+
+def test_progress_may_stop_the_pool(make_pool: MakePool) -> None:
+    """The callback runs in the thread that starts, and may call stop()."""
+    pool = make_pool("slow", progress=lambda _: pool.stop())
+
+    with pytest.raises(ServerError, match="stopped while it was started"):
+        pool.start()
+    assert threads_of_pools() == []
+
+
+def test_what_progress_raises_ends_the_start(make_pool: MakePool) -> None:
+    """It is the caller's error, and nothing is left running."""
+
+    def fail(_: LoadProgress) -> None:
+        raise ZeroDivisionError
+
+    pool = make_pool("slow", progress=fail)
+    with pytest.raises(ZeroDivisionError):
+        pool.start()
+    assert not any(server.is_running() for server in pool.servers)
+
+
+def test_any_error_of_a_first_start_is_told(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that is none of ours, such as the system's."""
+    pool = make_pool()
+
+    def fail(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(pool.servers[1], "start_with_config", fail)
+    with pytest.raises(OSError, match="Too many open files"):
+        pool.start()
+    assert not any(server.is_running() for server in pool.servers)
+
+
+def test_an_interrupted_stop_leaves_no_server(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the middle of stop() comes through, and all are stopped even so."""
+    from llamatelemetry.pool import server_pool
+
+    pool = make_pool()
+    pool.start()
+    waits = []
+
+    def interrupted(threads: object) -> None:
+        waits.append(threads)
+        if len(waits) == 1:
+            raise KeyboardInterrupt
+        wait(threads)  # type: ignore[arg-type]
+
+    wait = server_pool._wait_for
+    monkeypatch.setattr(server_pool, "_wait_for", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pool.stop()
+    assert not any(server.is_running() for server in pool.servers)
+    assert [one.is_kept for one in pool._router.members] == [False, False]
+
+
+def test_a_pool_in_a_thread_that_outlives_the_program_ends_quietly(
+    config: ServerConfig,
+) -> None:
+    """Where the interpreter starts no more threads, servers are stopped in turn."""
+    program = f"""
+import sys, threading, time
+from llamatelemetry.pool import ServerPool
+from llamatelemetry.server import ServerConfig
+config = ServerConfig({str(config.model_path)!r}, port=0, threads=1)
+engine = [sys.executable, {str(STAND_IN)!r}, "talking"]
+ready = threading.Event()
+def work():
+    with ServerPool(config, gpus=[[], []], engine=engine) as pool:
+        ready.set()
+        threading.main_thread().join()
+    print([server.state.value for server in pool.servers])
+threading.Thread(target=work).start()
+ready.wait(20)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert done.stdout == "['stopped', 'stopped']\n"
+
+
+def test_a_pool_whose_servers_all_wait_can_be_started(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """start() takes over from threads that were about to start servers again."""
+    monkeypatch.setattr(_member, "_FIRST_DELAY", 30.0)
+    with make_pool() as pool:
+        for server in pool.servers:
+            assert server.pid is not None
+            os.kill(server.pid, signal.SIGKILL)
+        wait_for(lambda: all(one.error is not None for one in pool.status()))
+        pool.start()
+
+        assert pool.status().ready == 2
+        assert len(threads_of_pools()) == 2
 
 
 # ── death ────────────────────────────────────────────────────────────────────────
@@ -257,14 +367,75 @@ def test_a_server_alone_is_never_asked_again(
             client.chat_completion(MESSAGES, extra_body=asks(die="begun"))
 
 
-def test_a_request_that_ends_every_server_ends(make_pool: MakePool) -> None:
-    """It is tried once on each server, and then it raises."""
-    with make_pool() as pool:
+def test_a_request_that_ends_its_server_is_given_up(make_pool: MakePool) -> None:
+    """It is tried on two other servers, and then it raises: not all must die of it."""
+    with make_pool(gpus=[[], [], [], []]) as pool:
         with pytest.raises(ConnectionFailedError):
             pool.client.chat_completion(MESSAGES, extra_body=asks(die="at once"))
 
-        assert [one.requests for one in pool.status()] == [1, 1]
-        wait_for(lambda: pool.status().ready == 2)
+        assert sorted(one.requests for one in pool.status()) == [0, 1, 1, 1]
+        wait_for(lambda: pool.status().ready == 4)
+        assert pool.client.chat_completion(MESSAGES).choices
+
+
+def test_all_servers_killed_is_a_wait(make_pool: MakePool) -> None:
+    """Requests wait for a server that comes back: a refused connection is no try."""
+    with make_pool() as pool:
+        for server in pool.servers:
+            assert server.pid is not None
+            os.kill(server.pid, signal.SIGKILL)
+        with ThreadPoolExecutor(4) as threads:
+            asked = [
+                threads.submit(pool.client.chat_completion, MESSAGES) for _ in range(8)
+            ]
+            assert [len(one.result(30).choices) for one in asked] == [1] * 8
+
+
+def test_a_second_start_that_takes_too_long_is_tried_again(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is not ready in time is stopped and started once more."""
+    monkeypatch.setattr(_member, "_FIRST_DELAY", 0.01)
+    with make_pool("slow_again", timeout=1, gpus=[[]]) as pool:
+        pid = pool.servers[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: pool.status()[0].restarts >= 2, seconds=20)
+
+        wait_for(lambda: pool.status().ready == 1, seconds=20)
+
+
+def test_an_error_of_the_system_does_not_end_the_care(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes wrong in a restart is told, and the next one is tried."""
+    monkeypatch.setattr(_member, "_FIRST_DELAY", 0.01)
+    with make_pool(gpus=[[]]) as pool:
+        server = pool.servers[0]
+        restart, failures = server.restart, []
+
+        def fail_once() -> None:
+            if not failures:
+                failures.append(pool.status()[0].error)
+                raise OSError(24, "Too many open files")
+            restart()
+
+        monkeypatch.setattr(server, "restart", fail_once)
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGKILL)
+        wait_for(lambda: pool.status().ready == 1 and bool(failures))
+        assert pool.status()[0].restarts == 2
+
+
+def test_one_started_by_its_user_is_watched_until_it_is_ready(
+    make_pool: MakePool, config: ServerConfig
+) -> None:
+    """start_with_config() alone is enough: the pool waits for the server itself."""
+    with make_pool(gpus=[[]]) as pool:
+        pool.servers[0].stop()
+        pool.servers[0].start_with_config(config)
+        wait_for(lambda: pool.status().ready == 1)
+
         assert pool.client.chat_completion(MESSAGES).choices
 
 
@@ -309,7 +480,7 @@ def test_no_server_left_is_an_error_with_reasons(
         wait_for(lambda: pool.status()[0].restarts >= 1)
         client = pool.client.with_options(timeout=0.2)
 
-        with pytest.raises(ConnectionFailedError, match=r"ready in 0\.2 s; server 0: "):
+        with pytest.raises(ConnectionFailedError, match=r"in time; server 0: "):
             client.chat_completion(MESSAGES)
         assert client.health() == {"status": "loading"}
 
@@ -473,10 +644,35 @@ def test_the_whole_time_is_limited_over_all_tries(
     monkeypatch.setattr(_member, "_FIRST_DELAY", 30.0)
     with make_pool() as pool:
         client = pool.make_client(total_timeout=0.5)
-        with pytest.raises(ConnectionFailedError):
-            client.chat_completion(MESSAGES, extra_body=asks(die="at once"))
-        with pytest.raises(ConnectionFailedError, match="ready in"):
+        over = "longer than total_timeout=0.5 s"
+        with pytest.raises(RequestTimeoutError, match=over):
+            client.chat_completion(MESSAGES, extra_body=asks(before=5))
+        with pytest.raises(RequestTimeoutError, match=over):
+            client.chat_completion(MESSAGES, extra_body=asks(pace=0.2, tokens=50))
+        for server in pool.servers:
+            assert server.pid is not None
+            os.kill(server.pid, signal.SIGKILL)
+        wait_for(lambda: pool.status().ready == 0)
+        with pytest.raises(RequestTimeoutError, match=over):
             client.chat_completion(MESSAGES)
+
+
+def test_each_request_has_a_record_whatever_becomes_of_it(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """on_request is called once also where no server could be asked."""
+    monkeypatch.setattr(_member, "_FIRST_DELAY", 30.0)
+    records: list[RequestRecord] = []
+    pool = make_pool()
+    client = pool.make_client(on_request=records.append, timeout=0.2)
+    with pytest.raises(ServerNotRunningError):
+        client.chat_completion(MESSAGES)
+    with pool, pytest.raises(ClientError):
+        client.chat_completion(MESSAGES, extra_body=asks(die="begun"))
+    assert [type(one.error) for one in records] == [
+        ServerNotRunningError,
+        ConnectionFailedError,  # both have died, and none was back in time
+    ]
 
 
 def test_adapters_are_set_on_every_server(make_pool: MakePool, tmp_path: Path) -> None:
@@ -495,12 +691,77 @@ def test_adapters_are_set_on_every_server(make_pool: MakePool, tmp_path: Path) -
         assert next(entry["body"] for entry in seen(pool, anew)) == expected
 
 
+def lora_seen(pool: ServerPool) -> list[list[float]]:
+    """Return the scales that each server was given, in order."""
+    return [
+        [
+            entry["body"][0]["scale"]
+            for entry in seen(pool, number)
+            if entry["path"] == "/lora-adapters"
+        ]
+        for number in range(len(pool))
+    ]
+
+
+def test_adapters_reach_servers_that_are_not_served(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the start, while suspected, and after their user's restart."""
+    pool = make_pool()
+    pool.client.set_lora_adapters({0: 0.1})
+    with pool:
+        assert lora_seen(pool) == [[0.1], [0.1]]
+        for member in pool._router.members:
+            member.suspect()
+        pool.client.set_lora_adapters({0: 0.2})
+        assert lora_seen(pool) == [[0.1, 0.2], [0.1, 0.2]]
+
+        pool.servers[0].restart()
+        wait_for(lambda: pool.status().ready == 2)
+        assert lora_seen(pool) == [[0.2], [0.1, 0.2]]
+    with pool:
+        assert lora_seen(pool) == [[0.2], [0.2]]
+
+
+def test_a_dead_server_does_not_keep_adapters_from_the_others(
+    make_pool: MakePool,
+) -> None:
+    """The dead one gets them when it is back, the others at once."""
+    with make_pool() as pool:
+        pid = pool.servers[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        pool.client.set_lora_adapters({0: 0.7})
+        wait_for(lambda: pool.status().ready == 2)
+
+        assert lora_seen(pool) == [[0.7], [0.7]]
+
+
 def test_a_server_that_refuses_adapters_is_named(make_pool: MakePool) -> None:
-    """The error is the server's own, and a note says which server it was."""
+    """The error is the server's own, a note says which it was; all are asked."""
     with make_pool(environment={"STAND_IN_OBEYS": "0"}) as pool:
         with pytest.raises(ClientError) as caught:
             pool.client.set_lora_adapters({0: 0.5})
         assert "server 0" in caught.value.__notes__[0]
+        assert [len(scales) for scales in lora_seen(pool)] == [1, 1]
+        # Refused is refused: a server that comes back is not given them.
+        pool.servers[0].restart()
+        wait_for(lambda: pool.status().ready == 2)
+        assert [len(scales) for scales in lora_seen(pool)] == [0, 1]
+
+
+def test_a_server_that_cannot_be_given_its_adapters_is_not_served(
+    make_pool: MakePool,
+) -> None:
+    """Its error is told, and it is looked at again."""
+    with make_pool(environment={"STAND_IN_OBEYS": "0"}) as pool:
+        member = pool._router.members[0]
+        member._scales = {0: 0.5}
+        member.suspect()
+        wait_for(lambda: pool.status()[0].error is not None)
+        assert not pool.status()[0].ready
+        member._scales = None
+        wait_for(lambda: pool.status()[0].ready)
 
 
 def test_slots_belong_to_one_server(make_pool: MakePool) -> None:
@@ -521,6 +782,8 @@ def test_a_pool_has_no_address(make_pool: MakePool) -> None:
     with pytest.raises(NotSupportedError, match=r"pool\.servers\[0\]\.get_url"):
         _ = client.base_url
     assert repr(client) == "PoolClient(2 servers)"
+    assert not hasattr(client, "base_url")
+    assert "chat_completion" in dict(inspect.getmembers(client))
     client.close()
 
 
@@ -532,7 +795,9 @@ def test_slots_and_metrics_are_of_all_servers(make_pool: MakePool) -> None:
         with pytest.raises(ClientError):
             client.metrics()  # the stand-in has none; each was asked
         pool.servers[0].stop()
-        assert [number for number, _ in client._ready_clients()] == [1]
+        assert [number for number, _ in client._of_each(lambda one: one.health())] == [
+            1
+        ]
 
 
 def test_the_key_opens_every_server(make_pool: MakePool, config: ServerConfig) -> None:
@@ -613,7 +878,7 @@ def test_a_request_called_off_before_it_is_sent_is_not_sent(
         class Closing:
             """Is called off in the moment in which the request is prepared."""
 
-            chain, silence_timeout, total_timeout = (), 5.0, None
+            prompt, silence_timeout, total_timeout = Prompt(), 5.0, None
 
             def send_to(self, *arguments: Any) -> object:
                 reply.close()
@@ -623,7 +888,6 @@ def test_a_request_called_off_before_it_is_sent_is_not_sent(
         with pytest.raises(ConnectionFailedError):
             reply.open()
         assert seen(pool, 0) == seen(pool, 1) == []
-        assert reply.again() is None
         fresh = pool.client._transport.http.stream("GET", "/props").again()
         assert fresh is not None
 

@@ -45,7 +45,8 @@ def test_the_fastest_answer_is_chosen_for_latency(
     assert best.kind == placements[0].kind
     assert len(best.measured) == 3
     assert all(" s for an answer alone, " in text for text in best.measured)
-    assert "measured here" in best.reason
+    assert best.reason.startswith("the best of 3 that could be measured, for latency")
+    assert all("used no card" in text for text in best.measured)
     assert best.configs == given[0].configs  # ports and all are those that were given
 
 
@@ -56,6 +57,24 @@ def test_the_most_tokens_are_chosen_for_throughput(
     given = [paced(one, 0.4 - 0.2 * number) for number, one in enumerate(placements)]
 
     assert choose_by_probe(given, "throughput", ENGINE).kind == placements[2].kind
+
+
+def test_noise_does_not_change_what_was_decided(
+    placements: tuple[Placement, ...],
+) -> None:
+    """Of placements that are as fast, the first stays, whichever it is."""
+    given = [paced(one, 0.1) for one in placements]
+
+    for candidates in (given, given[::-1]):
+        best = choose_by_probe(candidates, "latency", ENGINE)
+        assert best.kind == candidates[0].kind
+
+
+def test_a_small_context_is_measured_too(engine: Engine, demo_model: Path) -> None:
+    """Prompt and answer fit into 256 tokens, the least there is."""
+    (placement,) = feasible_placements(demo_model, [], 128)
+
+    assert measure(placement, engine).tokens_per_second > 0
 
 
 def test_one_that_cannot_start_is_told_and_not_chosen(
@@ -69,6 +88,7 @@ def test_one_that_cannot_start_is_told_and_not_chosen(
     best = choose_by_probe([broken, placements[1]], "latency", ENGINE)
 
     assert best.kind == placements[1].kind
+    assert best.reason.startswith("the only one that could be measured")
     assert "missing.gguf" in best.measured[0]
     with pytest.raises(ModelError, match=r"missing\.gguf"):
         choose_by_probe([broken], "latency", ENGINE)

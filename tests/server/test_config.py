@@ -152,6 +152,19 @@ def test_a_dictionary_round_trips_all_but_the_key() -> None:
     assert ServerConfig.from_dict({**data, "api_key": "hush"}) == config
 
 
+@pytest.mark.parametrize("text", ["", "-1", "0", "1,0", "GPU-0a,GPU-1b", "MIG-1/2"])
+def test_visible_devices_are_cards(text: str) -> None:
+    """What CUDA reads as cards, or as none, is taken as it is."""
+    assert ServerConfig("m.gguf", visible_devices=text).visible_devices == text
+
+
+@pytest.mark.parametrize("text", ["foo", " ", "all", "0,0", "a\nb", "0,", "0 1", "-2"])
+def test_visible_devices_that_hide_all_cards_are_refused(text: str) -> None:
+    """What CUDA would silently read as no card is a mistake."""
+    with pytest.raises(ConfigurationError, match="visible_devices"):
+        ServerConfig("m.gguf", visible_devices=text)
+
+
 def test_notes_are_told_and_change_nothing() -> None:
     """Notes are no argument, are not compared, and do not outlive a change."""
     config = ServerConfig("m.gguf", notes=["two cards, 17 and 16 layers"])

@@ -438,6 +438,7 @@ def test_500_starts_and_stops_leak_nothing(
         assert server.state is ServerState.STOPPED
 
     assert threading.active_count() == threads
-    assert len(os.listdir("/proc/self/fd")) == files
+    # Fewer if something that an earlier test has left was collected meanwhile.
+    assert len(os.listdir("/proc/self/fd")) <= files
     assert all(_linux.process_start_time(pid) is None for pid in pids if pid)
     assert not any(_linux.listening_inodes(port) for port in ports)

@@ -213,12 +213,20 @@ def talking_once(options: argparse.Namespace) -> None:
     talking(options)
 
 
+def slow_again(options: argparse.Namespace) -> None:
+    """Be ready at once, but for the second start, which takes 20 s."""
+    mark = Path(f"{options.model}.{options.port}.starts")
+    starts = len(mark.read_text()) if mark.exists() else 0
+    mark.write_text("x" * (starts + 1))
+    listen(options, loading_seconds=20.0 if starts == 1 else 0.0)
+
+
 MODES: dict[str, Callable[[argparse.Namespace], None]] = {
     mode.__name__: mode
     for mode in (
         good, slow, noisy, binary, mute, crash, out_of_memory, old_engine, beaten,
         beaten_once, immortal, wrapper, short_lived, warned, daemon, closed_output,
-        tells_key, slow_help, talking, talking_once,
+        tells_key, slow_help, talking, talking_once, slow_again,
     )
 }  # fmt: skip
 
