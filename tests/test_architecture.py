@@ -39,6 +39,7 @@ FLOORS = {
     "gpu/_capability": 2,
     "gpu/_own_processes": 2,
     "gpu/_samples": 2,
+    "gpu/_run": 2,
     "gpu/_visible": 2,
     "gpu/monitor": 2,
     "gpu/inventory": 2,

@@ -16,11 +16,11 @@ class ComputeCapability(str):
     """A compute capability: the text ``7.5``, less than ``10.0``.
 
     It is equal to the same text and has its hash; order is that of the numbers, beside
-    any text of this form.
+    any text of this form. A number is equal to none: 9.1 may be meant as 9.10.
 
     Raises:
         ConfigurationError: The text is no compute capability.
-        TypeError: It is put in order with a text that is none.
+        TypeError: It is put in order with a text that is none, or with a number.
     """
 
     __slots__ = ()
@@ -52,6 +52,15 @@ class ComputeCapability(str):
 
 
 def _foreign(other: object) -> bool:
+    """Whether Python is to ask the other side, which may know how to compare.
+
+    A number does not; its error is to say what to write instead.
+    """
+    if isinstance(other, (int, float)):
+        raise TypeError(
+            f"a compute capability has no order beside the number {other!r}; compare "
+            "with text: '7.5'"
+        )
     return not isinstance(other, str)
 
 

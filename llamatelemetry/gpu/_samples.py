@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
+import operator
+import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from llamatelemetry.gpu.inventory import GPUInfo
+from llamatelemetry._units import GIB
+from llamatelemetry.exceptions import ConfigurationError
+from llamatelemetry.gpu._own_processes import own_bytes
+from llamatelemetry.gpu._readings import Reading
+from llamatelemetry.gpu.inventory import GPUInfo, as_number
 
-__all__ = ["COLUMNS", "GPUSample", "Mark", "Recording"]
+__all__ = ["COLUMNS", "GPUSample", "Mark", "Recording", "sample_of", "shown"]
 
 _MOST_MARKS = 1000
 _BETWEEN_MARKS = "; "
@@ -82,6 +89,44 @@ COLUMNS = (*(field.name for field in fields(GPUSample)), "mark")
 Tick = tuple[GPUSample, ...]
 
 
+def sample_of(
+    index: int, now: float, reading: Reading, is_own: Callable[[int], bool]
+) -> GPUSample:
+    """Return what a card said as a sample.
+
+    Args:
+        index: The card's place in CUDA's order.
+        now: Seconds since 1970.
+        reading: What it said.
+        is_own: Whether a process is one of ours.
+    """
+    return GPUSample(
+        index=index,
+        time=now,
+        memory_used_bytes=reading.memory_used_bytes,
+        memory_free_bytes=reading.memory_free_bytes,
+        memory_total_bytes=reading.memory_total_bytes,
+        utilization_percent=reading.utilization_percent,
+        memory_utilization_percent=reading.memory_utilization_percent,
+        power_watts=reading.power_watts,
+        power_limit_watts=reading.power_limit_watts,
+        temperature_celsius=reading.temperature_celsius,
+        graphics_clock_mhz=reading.graphics_clock_mhz,
+        memory_clock_mhz=reading.memory_clock_mhz,
+        throttle_reasons=reading.throttle_reasons,
+        process_bytes=own_bytes(reading.processes, is_own),
+        problem=reading.problem,
+    )
+
+
+def shown(sample: GPUSample) -> str:
+    """Return in a few words how full a card is: ``GPU 0: 6.7 of 15.0 GiB``."""
+    used, total = sample.memory_used_bytes, sample.memory_total_bytes
+    if used is None or total is None:
+        return f"GPU {sample.index}: {'lost' if sample.problem else 'memory unknown'}"
+    return f"GPU {sample.index}: {used / GIB:.1f} of {total / GIB:.1f} GiB"
+
+
 class Recording:
     """Ticks and marks, each with the monotonic time by which they are put in order.
 
@@ -89,11 +134,16 @@ class Recording:
 
     Args:
         history: How many ticks are kept; older ones go.
+
+    Raises:
+        ConfigurationError: That is no number of ticks.
     """
 
     def __init__(self, history: int) -> None:
-        self._ticks: deque[tuple[float, Tick]] = deque(maxlen=history)
+        most = _checked_history(history)
+        self._ticks: deque[tuple[float, Tick]] = deque(maxlen=most)
         self._marks: deque[tuple[float, Mark]] = deque(maxlen=_MOST_MARKS)
+        self._dropped = -math.inf  # when the last tick was that has gone
         self._lock = threading.RLock()  # a finalizer may look while its thread adds
 
     def begin_anew(self) -> None:
@@ -101,8 +151,10 @@ class Recording:
         self._lock = threading.RLock()
 
     def add(self, now: float, tick: Tick) -> None:
-        """Keep a tick."""
+        """Keep a tick; where there is no room, the oldest one goes."""
         with self._lock:
+            if len(self._ticks) == self._ticks.maxlen:
+                self._dropped = self._ticks[0][0]
             self._ticks.append((now, tick))
 
     def add_mark(self, now: float, mark: Mark) -> None:
@@ -128,12 +180,16 @@ class Recording:
         Args:
             index: The card; None for all.
             seconds: Only what is no older than this, seen from the last tick.
+
+        Raises:
+            ConfigurationError: The seconds are negative, or no number.
         """
+        longest = math.inf if seconds is None else as_number(seconds)
+        if not longest >= 0:
+            raise ConfigurationError(f"seconds is {seconds!r}, and must be 0 or more")
         with self._lock:
             ticks = list(self._ticks)
-        since = float("-inf")
-        if seconds is not None and ticks:
-            since = ticks[-1][0] - seconds
+        since = ticks[-1][0] - longest if ticks else 0
         return [
             sample
             for now, tick in ticks
@@ -143,9 +199,13 @@ class Recording:
         ]
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row for each sample; each mark stands on the tick after it."""
+        """Return one row for each sample; each mark stands on the tick after it.
+
+        A mark whose tick has gone stands on none.
+        """
         with self._lock:
-            ticks, marks = list(self._ticks), list(self._marks)
+            dropped, ticks = self._dropped, list(self._ticks)
+            marks = [(now, mark) for now, mark in self._marks if now > dropped]
         return list(_rows(ticks, marks))
 
     def to_json(self, gpus: Sequence[GPUInfo]) -> str:
@@ -158,6 +218,18 @@ class Recording:
             "marks": [asdict(mark) for mark in marks],
         }
         return json.dumps(whole, allow_nan=False)
+
+
+def _checked_history(history: int) -> int:
+    try:
+        ticks = operator.index(history)
+    except TypeError:
+        ticks = 0
+    if isinstance(history, bool) or not 1 <= ticks <= sys.maxsize:
+        raise ConfigurationError(
+            f"history is {history!r}; it must be a number of ticks, at least 1"
+        )
+    return ticks
 
 
 def _rows(

@@ -21,6 +21,7 @@ __all__ = [
     "choose",
     "named_entries",
     "named_instances",
+    "nothing_shown",
     "text_of",
     "visible_devices",
     "visible_places",
@@ -66,6 +67,14 @@ def named_instances(environment: Mapping[str, str] | None) -> str | None:
         "memory is not looked at. Name whole cards, by index or by GPU- UUID, or give "
         "a plan the instance's free memory as a GPUMemory."
     )
+
+
+def nothing_shown(environment: Mapping[str, str] | None, count: int) -> str:
+    """Return what is to be said where the variable shows none of so many cards."""
+    value = printable(visible_devices(environment) or "")
+    if count == 1:
+        return f"{_VARIABLE}={value!r} does not show the only card."
+    return f"{_VARIABLE}={value!r} shows none of the {count} cards."
 
 
 def visible_places(visible: str | None, uuids: Sequence[str | None]) -> list[int]:

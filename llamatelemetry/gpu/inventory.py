@@ -8,11 +8,12 @@ CUDA_DEVICE_ORDER=PCI_BUS_ID, and the index here is the one it uses: what
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 from llamatelemetry._units import GIB, printable
 from llamatelemetry.exceptions import ConfigurationError, SetupWarning
@@ -33,6 +34,7 @@ __all__ = [
     "ComputeCapability",
     "DriverState",
     "GPUInfo",
+    "as_number",
     "detect_gpus",
     "measure_driver",
     "visible_cards",
@@ -59,6 +61,10 @@ class GPUInfo:
         nvml_index: Its number in nvidia-smi.
         driver_version: The NVIDIA driver's, ``570.172.08``.
         pci_bus_id: Its place on the bus, ``00000000:00:04.0``.
+
+    Raises:
+        ConfigurationError: A size is no number from 0, or what is given as a compute
+            capability is none.
     """
 
     index: int
@@ -72,6 +78,18 @@ class GPUInfo:
     pci_bus_id: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("total_memory_gb", "free_memory_gb"):
+            given = getattr(self, name)
+            if given is None:
+                continue
+            size = as_number(given)
+            if not (size >= 0 and math.isfinite(size * GIB)):
+                raise ConfigurationError(
+                    f"{name} is {printable(repr(given))}; it must be GiB, 0 or more, "
+                    "or None where it is not known"
+                )
+            if type(given) not in (int, float):  # a number of numpy's, say
+                object.__setattr__(self, name, size)
         told = self.compute_capability
         if told is not None and not isinstance(told, ComputeCapability):
             object.__setattr__(self, "compute_capability", ComputeCapability(told))
@@ -202,6 +220,16 @@ def visible_devices_text(
     else:
         entries = None if variable is None else named_entries(variable)
     return text_of(choices, {gpu.index: gpu.uuid for _, gpu in visible}, entries)
+
+
+def as_number(value: Any) -> float:
+    """Return a number as a float; NaN for what is none, texts and truths among it."""
+    if isinstance(value, (bool, str, bytes, bytearray)):
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def _bus_order(card: Card) -> tuple[bool, list[int], int]:

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-import atexit
+import inspect
 import logging
-import math
 import operator
 import os
-import sys
 import threading
-import time
+import warnings
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol, Self, overload
+from typing import Any, Self, overload
 
 from llamatelemetry._files import write_whole
 from llamatelemetry._tables import to_csv_text, to_dataframe
-from llamatelemetry._units import GIB
-from llamatelemetry.exceptions import ConfigurationError
-from llamatelemetry.gpu._own_processes import ProcessIds, own_bytes, own_processes
-from llamatelemetry.gpu._readings import Reading, Readings
-from llamatelemetry.gpu._samples import COLUMNS, GPUSample, Mark, Recording
-from llamatelemetry.gpu.inventory import GPUInfo, detect_gpus, measure_driver
+from llamatelemetry.exceptions import ConfigurationError, SetupWarning
+from llamatelemetry.gpu._own_processes import ProcessIds, own_processes
+from llamatelemetry.gpu._readings import Readings
+from llamatelemetry.gpu._run import Clock, Run, SystemClock
+from llamatelemetry.gpu._samples import (
+    COLUMNS,
+    GPUSample,
+    Mark,
+    Recording,
+    sample_of,
+    shown,
+)
+from llamatelemetry.gpu._visible import named_instances, nothing_shown
+from llamatelemetry.gpu.inventory import (
+    GPUInfo,
+    as_number,
+    measure_driver,
+    visible_cards,
+)
 
 __all__ = ["GPUMonitor", "GPUSample", "Mark"]
 
@@ -30,36 +41,10 @@ _logger = logging.getLogger(__name__)
 _LEAST_INTERVAL, _LONGEST_INTERVAL = 0.01, 86_400.0
 _LONGEST_STOP = 5.0
 """Seconds a stop waits for a driver that does not answer."""
-_LONGEST_LAST_STOP = 2.0
-"""The same at the program's end."""
 _NOT_LOOKED = "The cards were not looked for yet; start() does."
 
 Callback = Callable[[tuple[GPUSample, ...]], object]
 FilePath = str | os.PathLike[str]
-
-
-class Clock(Protocol):
-    """The time by which a monitor goes; a test drives one by hand."""
-
-    def time(self) -> float:
-        """Seconds since 1970."""
-
-    def monotonic(self) -> float:
-        """Seconds that only go forward."""
-
-    def wait(self, event: threading.Event, seconds: float) -> bool:
-        """Wait for an event, no longer than so many seconds; whether it came."""
-
-
-class _SystemClock:
-    def time(self) -> float:
-        return time.time()
-
-    def monotonic(self) -> float:
-        return time.monotonic()
-
-    def wait(self, event: threading.Event, seconds: float) -> bool:
-        return event.wait(seconds)
 
 
 class _Subscriber:
@@ -69,11 +54,11 @@ class _Subscriber:
         self._callback = callback
         self._has_failed = False
 
-    def tell(self, samples: tuple[GPUSample, ...]) -> None:
-        """Call it; what it raises is logged the first time."""
+    def tell(self, samples: tuple[GPUSample, ...], caught: type[BaseException]) -> None:
+        """Call it; what it raises, if it is to be caught, is logged the first time."""
         try:
             self._callback(samples)
-        except Exception:
+        except caught:
             if not self._has_failed:
                 self._has_failed = True
                 _logger.exception(
@@ -95,10 +80,13 @@ class GPUMonitor:
         monitor.to_dataframe().groupby("index").memory_used_bytes.max()
 
     The thread is a daemon, ``llamatelemetry-gpu-monitor``, which takes its first sample
-    at once. Ticks keep their distance from the start: what takes long delays none of
-    the later ones, and ticks that were missed are left out. Any thread may call any
-    method. Without a driver or a card everything works and there is no sample.
-    A fork has the history, and does not run.
+    at once, and a last one when it is stopped. Ticks keep their distance from the
+    start: what takes long delays none of the later ones, and ticks that were missed are
+    left out. Any thread may call any method. Without a driver or a card everything
+    works and there is no sample. A fork has the history, and does not run.
+
+    A monitor that nobody holds any more ends, as when the cell of a notebook that made
+    it is run again, and all end with the program; neither takes a last sample.
 
     Args:
         interval: Seconds from tick to tick; at least 0.01, at most a day.
@@ -121,14 +109,15 @@ class GPUMonitor:
         _clock: Clock | None = None,
     ) -> None:
         self._interval = _checked_interval(interval)
-        self._recording = Recording(_checked_history(history))
+        self._recording = Recording(history)
         self._own = own_processes(process_ids)
-        self._clock: Clock = _clock or _SystemClock()
+        self._clock: Clock = _clock or SystemClock()
         self._gpus: tuple[GPUInfo, ...] = ()
         self._problem: str | None = _NOT_LOOKED
         self._readings: Readings | None = None
         self._subscribers: list[_Subscriber] = []
-        self._has_failed = False
+        self._complained: set[str] = set()
+        self._run: Run | None = None
         self._begin_anew()
         _monitors.add(self)
 
@@ -137,8 +126,9 @@ class GPUMonitor:
         self._lock = threading.RLock()  # for what start, stop and subscribe change
         self._sampling = threading.RLock()  # one sample at a time, in order
         self._telling = threading.local()
-        self._thread: threading.Thread | None = None
-        self._stopping = threading.Event()
+        run, self._run = self._run, None
+        if run is not None:
+            run.ending.set()
         self._recording.begin_anew()
 
     @property
@@ -160,8 +150,8 @@ class GPUMonitor:
     def running(self) -> bool:
         """Whether the thread takes samples."""
         with self._lock:
-            thread = self._thread
-        return thread is not None and thread.is_alive()
+            run = self._run
+        return run is not None and run.goes_on
 
     def start(self) -> None:
         """Look for the cards and take samples from now on; nothing if it runs already.
@@ -177,36 +167,22 @@ class GPUMonitor:
         with self._lock:
             if self.running:  # another thread was faster
                 return
-            self._stopping = threading.Event()
-            self._thread = threading.Thread(
-                target=self._run,
-                args=(self._stopping,),
-                name="llamatelemetry-gpu-monitor",
-                daemon=True,
-            )
-            # After NVML was opened, so that this comes before NVML is shut down.
-            atexit.register(self._stop_at_exit)
-            self._thread.start()
+            self._run = Run(self._tick, self._clock, self._interval)
+            self._run.start()
 
     def stop(self) -> None:
-        """Take no more samples, and wait for the one that is being taken.
+        """Have the thread take one last sample and end, and wait for that.
 
-        Nothing if it does not run. A subscriber may call it; its thread then ends after
-        it. A driver that does not answer is waited for 5 seconds.
+        The last sample is kept and told to the subscribers like any other, so that what
+        was marked before is in the rows. There is none if the monitor does not run, or
+        was stopped already. A driver or a subscriber that does not answer is waited for
+        5 seconds; what comes later is not kept. A subscriber may call this: the last
+        sample is then taken after it has returned, and it is told of that one too.
         """
-        self._stop(_LONGEST_STOP)
-
-    def _stop(self, longest: float) -> None:
         with self._lock:
-            thread, self._thread = self._thread, None
-            self._stopping.set()
-            atexit.unregister(self._stop_at_exit)
-        others = thread is not None and thread is not threading.current_thread()
-        if thread is not None and others and thread.is_alive():
-            thread.join(longest)
-
-    def _stop_at_exit(self) -> None:
-        self._stop(_LONGEST_LAST_STOP)
+            run = self._run
+        if run is not None:
+            run.end(_LONGEST_STOP)
 
     def __enter__(self) -> Self:
         self.start()
@@ -245,17 +221,38 @@ class GPUMonitor:
             seconds: Only the last so many seconds before the newest sample.
 
         Raises:
-            ConfigurationError: The seconds are negative, or no number.
+            ConfigurationError: The seconds are negative, or no number; or the index is
+                none, or that of no card, as far as the cards are known.
         """
-        if seconds is not None and not seconds >= 0:
-            raise ConfigurationError(f"seconds is {seconds!r}, and must be 0 or more")
+        if index is not None:
+            index = self._checked_index(index)
         return self._recording.history(index, seconds)
+
+    def _checked_index(self, index: int) -> int:
+        try:
+            number = -1 if isinstance(index, bool) else operator.index(index)
+        except TypeError:
+            number = -1
+        if number < 0:
+            raise ConfigurationError(
+                f"index is {index!r}; it must be a card's number, from 0"
+            )
+        known = [gpu.index for gpu in self._gpus]
+        # A card that was there before the last start still has its samples.
+        if known and number not in known and not self._recording.history(number, None):
+            raise ConfigurationError(
+                f"index is {number}, and no card has it; the cards are "
+                f"{', '.join(map(str, known))}"
+            )
+        return number
 
     def subscribe(self, callback: Callback) -> Callable[[], None]:
         """Have a function called with each tick's samples.
 
         It is called in the thread that takes the sample, the monitor's as a rule, and
-        while it runs there is no next tick. What it raises is logged, once.
+        while it runs there is no next tick. What it raises is logged, once, and the
+        monitor goes on; SystemExit and KeyboardInterrupt too, but out of `sample` these
+        come to who called that.
 
         Returns:
             What ends it; harmless when called again.
@@ -300,8 +297,9 @@ class GPUMonitor:
         """Return one row of plain values for each sample, oldest first.
 
         Beside the fields of `GPUSample` there is ``mark``: the texts of the marks made
-        since the tick before, on the rows of all cards. ``throttle_reasons`` is one
-        text, "none" where there is no reason.
+        since the tick before, on the rows of all cards; a mark goes when the tick
+        after it goes. ``throttle_reasons`` is one text, "none" where
+        there is no reason.
         """
         return self._recording.rows()
 
@@ -351,78 +349,76 @@ class GPUMonitor:
 
     def __repr__(self) -> str:
         state = "running" if self.running else "stopped"
-        cards = ", ".join(map(_shown, self.latest()))
+        cards = ", ".join(map(shown, self.latest()))
         count = f"{len(self._gpus)} card{'' if len(self._gpus) == 1 else 's'}"
         told = f"{count}: {cards}" if cards else count
         return f"<GPUMonitor every {self._interval:g} s, {state}, {told}>"
 
     def _find_cards(self) -> Readings:
-        gpus = tuple(detect_gpus())
+        instances = named_instances(None)
+        if instances is not None:
+            warnings.warn(instances, SetupWarning, stacklevel=_levels_to_the_user())
+        gpus = tuple(gpu for _, gpu in visible_cards())
         problem = measure_driver().problem
         if not gpus and problem is None:
-            problem = "CUDA_VISIBLE_DEVICES hides all cards."
+            problem = nothing_shown(None, len(visible_cards({})))
         readings = Readings([(gpu.uuid, gpu.nvml_index or 0) for gpu in gpus])
         with self._sampling:
             self._gpus, self._problem, self._readings = gpus, problem, readings
         return readings
 
-    def _take(self, stopping: threading.Event | None = None) -> tuple[GPUSample, ...]:
+    def _take(self, run: Run | None = None) -> tuple[GPUSample, ...]:
         """Ask the cards, and keep what they say unless it has come too late."""
-        is_own = self._own_now()
+        is_own = self._own_now(Exception if run is None else BaseException)
         with self._sampling:
             readings = self._readings or self._find_cards()
             found = readings.read(self._clock.monotonic())
             now = self._clock.time()
             samples = tuple(
-                _sample(gpu.index, now, reading, is_own)
+                sample_of(gpu.index, now, reading, is_own)
                 for gpu, reading in zip(self._gpus, found, strict=True)
             )
-            if samples and not (stopping and stopping.is_set()):
+            if samples and run is None:
                 self._recording.add(self._clock.monotonic(), samples)
+            elif samples and run is not None:
+                run.keep(self._recording, self._clock.monotonic(), samples)
         return samples
 
-    def _own_now(self) -> Callable[[int], bool]:
+    def _own_now(self, caught: type[BaseException]) -> Callable[[int], bool]:
         try:
             return self._own()
-        except Exception as error:  # noqa: BLE001 - theirs may be anything
+        except caught as error:
             self._complain("the function that returns ids of processes failed", error)
             return frozenset[int]().__contains__
 
-    def _tell(self, samples: tuple[GPUSample, ...]) -> None:
+    def _tell(
+        self,
+        samples: tuple[GPUSample, ...],
+        caught: type[BaseException] = Exception,
+    ) -> None:
         if not samples or getattr(self._telling, "now", False):
             return
         self._telling.now = True
         try:
             for subscriber in self._subscribers:
-                subscriber.tell(samples)
+                subscriber.tell(samples, caught)
         finally:
             self._telling.now = False
 
-    def _run(self, stopping: threading.Event) -> None:
-        """Tick until it is time to stop."""
-        began = self._clock.monotonic()
-        number = 0
-        # A fork out of a subscriber has another event, and is to end here.
-        while stopping is self._stopping and not stopping.is_set():
-            self._tick(stopping)
-            passed = self._clock.monotonic() - began
-            # A wait may end a moment too early, which is no reason for a tick more.
-            number = max(number, math.floor(passed / self._interval)) + 1
-            self._clock.wait(stopping, number * self._interval - passed)
-
-    def _tick(self, stopping: threading.Event) -> None:
+    def _tick(self, run: Run) -> None:
+        """Take a sample in the thread, which nothing but the end of the run ends."""
         try:
-            samples = self._take(stopping)
-        except Exception as error:  # noqa: BLE001 - the thread is not to end
+            samples = self._take(run)
+        except BaseException as error:  # noqa: BLE001 - SystemExit would end it unseen
             self._complain("a sample could not be taken", error)
             return
-        if not stopping.is_set():
-            self._tell(samples)
+        if not run.is_left:
+            self._tell(samples, BaseException)
 
-    def _complain(self, what: str, error: Exception) -> None:
-        """Log an error, the first time."""
-        if not self._has_failed:
-            self._has_failed = True
+    def _complain(self, what: str, error: BaseException) -> None:
+        """Log an error, the first time that this fails."""
+        if what not in self._complained:
+            self._complained.add(what)
             _logger.error("GPUMonitor: %s; it goes on", what, exc_info=error)
 
 
@@ -437,59 +433,22 @@ def _begin_anew() -> None:
 os.register_at_fork(after_in_child=_begin_anew)
 
 
+def _levels_to_the_user() -> int:
+    """Return the level by which a warning of the caller is one of who uses this."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals is globals():
+        frame, level = frame.f_back, level + 1
+    return level
+
+
 def _checked_interval(interval: float) -> float:
-    try:
-        seconds = float(interval)
-    except (TypeError, ValueError, OverflowError):
-        seconds = math.nan
-    allowed = _LEAST_INTERVAL <= seconds <= _LONGEST_INTERVAL
-    if isinstance(interval, (bool, str)) or not allowed:
+    seconds = as_number(interval)
+    if not _LEAST_INTERVAL <= seconds <= _LONGEST_INTERVAL:
         raise ConfigurationError(
             f"interval is {interval!r}; it must be seconds, from {_LEAST_INTERVAL} to "
             f"{_LONGEST_INTERVAL:.0f}"
         )
     return seconds
-
-
-def _checked_history(history: int) -> int:
-    try:
-        ticks = operator.index(history)
-    except TypeError:
-        ticks = 0
-    if isinstance(history, bool) or not 1 <= ticks <= sys.maxsize:
-        raise ConfigurationError(
-            f"history is {history!r}; it must be a number of ticks, at least 1"
-        )
-    return ticks
-
-
-def _sample(
-    index: int, now: float, reading: Reading, is_own: Callable[[int], bool]
-) -> GPUSample:
-    return GPUSample(
-        index=index,
-        time=now,
-        memory_used_bytes=reading.memory_used_bytes,
-        memory_free_bytes=reading.memory_free_bytes,
-        memory_total_bytes=reading.memory_total_bytes,
-        utilization_percent=reading.utilization_percent,
-        memory_utilization_percent=reading.memory_utilization_percent,
-        power_watts=reading.power_watts,
-        power_limit_watts=reading.power_limit_watts,
-        temperature_celsius=reading.temperature_celsius,
-        graphics_clock_mhz=reading.graphics_clock_mhz,
-        memory_clock_mhz=reading.memory_clock_mhz,
-        throttle_reasons=reading.throttle_reasons,
-        process_bytes=own_bytes(reading.processes, is_own),
-        problem=reading.problem,
-    )
-
-
-def _shown(sample: GPUSample) -> str:
-    used, total = sample.memory_used_bytes, sample.memory_total_bytes
-    if used is None or total is None:
-        return f"GPU {sample.index} {'lost' if sample.problem else 'memory unknown'}"
-    return f"GPU {sample.index} {used / GIB:.1f} of {total / GIB:.1f} GiB"
 
 
 def _written(text: str, path: FilePath | None) -> str | None:

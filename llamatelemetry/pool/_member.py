@@ -65,6 +65,7 @@ class Member:
         self._changed = changed
         self._headers = dict(headers)
         self._serving_pid: int | None = None  # None: it is not sent anything
+        self._is_coming_back = False
         self._ready_since = 0.0
         self._suspected_at = 0.0
         self._ending = threading.Event()
@@ -108,8 +109,6 @@ class Member:
             and not self._ending.is_set()
             and (self._is_coming_back or self.manager.state is not ServerState.STOPPED)
         )
-
-    _is_coming_back = False
 
     @property
     def load(self) -> float:
@@ -302,24 +301,26 @@ class Member:
     def _watch(self) -> bool:
         """Wait while it runs; return whether it has failed and must come back."""
         while not self._ending.wait(_LOOK_SECONDS):
-            state = self.manager.state
-            if state is ServerState.FAILED:
-                self._serving_pid = None
-                self._changed(self)
-                return True
-            if state is ServerState.STARTING:  # by its user
-                self.manager.wait_until_ready(_LOOK_SECONDS)
-            elif state is ServerState.READY and not self.is_ready:
-                self._look_again()
+            try:
+                if self._has_failed():
+                    return True
+            except Exception as error:  # noqa: BLE001 - told, and looked at again
+                self.error = error
         return False
 
-    def _look_again(self) -> None:
-        """Serve one that was suspected, or that its user has started."""
-        if time.monotonic() - self._suspected_at > _LOOK_SECONDS:
-            try:
-                self._serve()
-            except ClientError as error:
-                self.error = error
+    def _has_failed(self) -> bool:
+        """Look at it once; serve one that is ready and was suspected, or is new."""
+        state = self.manager.state
+        if state is ServerState.FAILED:
+            self._serving_pid = None
+            self._changed(self)
+            return True
+        if state is ServerState.STARTING:  # by its user, who need not wait for it
+            self.manager.wait_until_ready(_LOOK_SECONDS)
+        rested = time.monotonic() - self._suspected_at > _LOOK_SECONDS
+        if state is ServerState.READY and not self.is_ready and rested:
+            self._serve()
+        return False
 
     def _drop_connections(self) -> None:
         """Close the connections to a process that is gone."""

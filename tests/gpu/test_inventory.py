@@ -6,6 +6,7 @@ import ast
 import copy
 import dataclasses
 import json
+import math
 import operator
 import os
 import pickle
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from nvml_tools import DRIVER_NOT_LOADED, GPU_IS_LOST, MIB, StandInDriver, t4
 
@@ -290,6 +292,53 @@ def test_a_capability_has_no_order_beside_anything_else(
         compare(ComputeCapability("7.5"), other)
     with pytest.raises(TypeError):
         compare(other, ComputeCapability("7.5"))
+
+
+@pytest.mark.parametrize("number", [7.5, 7, math.nan])
+@pytest.mark.parametrize(
+    "compare", [operator.lt, operator.le, operator.gt, operator.ge]
+)
+def test_a_capability_beside_a_number_says_what_to_write(
+    compare: Callable[[Any, Any], bool], number: float
+) -> None:
+    """The error names the text to compare with; equal to a number it never is."""
+    one = ComputeCapability("7.5")
+
+    for sides in ((one, number), (number, one)):
+        with pytest.raises(TypeError, match=r"compare with text: '7\.5'"):
+            compare(*sides)
+    assert one != number
+
+
+def test_a_capability_leaves_the_order_to_who_knows_it() -> None:
+    """What has an order beside a capability is asked for it."""
+
+    class Highest:
+        def __gt__(self, other: object) -> bool:
+            return isinstance(other, ComputeCapability)
+
+    assert ComputeCapability("7.5") < Highest()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("field", ["total_memory_gb", "free_memory_gb"])
+@pytest.mark.parametrize(
+    "wrong", [math.nan, math.inf, -math.inf, -1, -0.5, "15", True, [], 10**400, 1e308]
+)
+def test_a_size_is_a_number_from_0(field: str, wrong: Any) -> None:
+    """What could be no memory is refused when the card is made."""
+    sizes = {"total_memory_gb": 15, "free_memory_gb": 14} | {field: wrong}
+
+    with pytest.raises(ConfigurationError, match=f"{field} is .* 0 or more"):
+        GPUInfo(0, "x", compute_capability=ComputeCapability("7.5"), **sizes)
+
+
+def test_sizes_are_floats_integers_or_unknown() -> None:
+    """An integer stays one, a number of another library becomes a float."""
+    gpu = GPUInfo(0, "x", 15, np.float32(14.5), None)  # type: ignore[arg-type]
+
+    assert (gpu.total_bytes, gpu.free_bytes) == (15 * 2**30, 29 * 2**29)
+    assert json.dumps(dataclasses.asdict(gpu)).count("14.5") == 1
+    assert GPUInfo(0, "x", 0, None, None).total_bytes == 0
 
 
 def test_a_card_made_by_hand_has_a_capability_too() -> None:

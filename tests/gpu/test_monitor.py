@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -43,6 +44,7 @@ from llamatelemetry.gpu import (
     Mark,
     _nvml,
     _own_processes,
+    _run,
     monitor,
 )
 from llamatelemetry.gpu._readings import RETRY_SECONDS, THROTTLE_REASONS
@@ -64,7 +66,7 @@ class DrivenClock:
     def monotonic(self) -> float:
         return self.now
 
-    def wait(self, event: threading.Event, seconds: float) -> bool:
+    def wait(self, event: _run.Ending, seconds: float) -> bool:
         assert seconds >= 0
         self.waits -= 1
         if self.waits < 0:  # an end; stop comes now
@@ -164,23 +166,51 @@ def test_the_values_are_those_of_the_inventory(driver: StandInDriver) -> None:
 def test_hidden_cards_are_not_watched(
     driver: StandInDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """CUDA_VISIBLE_DEVICES counts; where it hides all, that is the problem."""
+    """CUDA_VISIBLE_DEVICES counts; where it shows none, its value is the problem."""
     driver.describe(t4(0), t4(1, temperature=50))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert [(one.index, one.temperature_celsius) for one in GPUMonitor().sample()] == [
         (0, 50)
     ]
 
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    hidden = GPUMonitor()
-    assert hidden.sample() == ()
-    assert hidden.problem == "CUDA_VISIBLE_DEVICES hides all cards."
+    for value in ("", "5", "cuda:1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+        hidden = GPUMonitor()
+        assert hidden.sample() == ()
+        assert hidden.problem == (
+            f"CUDA_VISIBLE_DEVICES='{value}' shows none of the 2 cards."
+        )
+    driver.describe(t4(0))
+    hidden.sample()
+    with hidden:  # looks again
+        assert hidden.problem == (
+            "CUDA_VISIBLE_DEVICES='cuda:1' does not show the only card."
+        )
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1")
     instance = GPUMonitor()
     with pytest.warns(SetupWarning, match="instances of MIG are not supported"):
         assert instance.sample() == ()
     assert "MIG-1" in str(instance.problem)
+
+
+def test_the_warning_of_instances_is_of_the_line_that_looks(
+    driver: StandInDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever makes a monitor look for the cards, the warning points to it."""
+    driver.describe(t4())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,MIG-1")
+
+    def enter() -> None:
+        with GPUMonitor(3600):
+            pass
+
+    watched = GPUMonitor(3600)
+    for look in (watched.start, GPUMonitor().sample, enter):
+        with pytest.warns(SetupWarning, match="instances of MIG") as caught:
+            look()
+        assert [warning.filename for warning in caught] == [__file__]
+    watched.stop()
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])
@@ -398,7 +428,7 @@ def test_a_lost_card_loses_nothing_of_the_others(
         problem="Card 1 of nvidia-smi is lost (GPU is lost, code 15); restart the "
         "machine or the session.",
     )
-    assert "GPU 0 0.0 of 15.0 GiB, GPU 1 lost" in repr(monitor)
+    assert "GPU 0: 0.0 of 15.0 GiB, GPU 1: lost" in repr(monitor)
 
     tried = len(driver.calls(BY_UUID))
     driver.describe(t4(0), t4(1))
@@ -631,6 +661,78 @@ def test_a_stop_does_not_wait_for_the_next_tick(driver: StandInDriver) -> None:
     assert threads() == []
 
 
+def test_a_stop_takes_a_last_sample(driver: StandInDriver) -> None:
+    """The last mark is in a row, short work has an end, and a second stop adds none."""
+    driver.describe(t4(0), t4(1), log=None)
+    watched = GPUMonitor(3600)
+    told: list[tuple[GPUSample, ...]] = []
+    watched.subscribe(told.append)
+
+    with watched:
+        driver.describe(t4(0, temperature=80), t4(1), log=None)
+        watched.mark("done")
+
+    assert [row["mark"] for row in watched.rows()][-2:] == ["done", "done"]
+    assert watched.latest()[0].temperature_celsius == 80
+    assert told[-1] == watched.latest()
+    count = len(watched.history())
+    watched.stop()
+    assert len(watched.history()) == count
+    GPUMonitor().stop()
+
+
+def test_every_stop_waits_for_the_last_sample(driver: StandInDriver) -> None:
+    """Who comes second returns after it as well."""
+    driver.describe(t4())
+    watched = GPUMonitor(3600)
+    last, may_return = threading.Event(), threading.Event()
+    marked: list[str] = []
+
+    def hold(_: object) -> None:
+        if not watched.running:
+            last.set()
+            assert may_return.wait(30)
+            marked.append("last sample")
+
+    watched.subscribe(hold)
+    begun = threading.Event()
+    watched.subscribe(lambda _: begun.set())
+    watched.start()
+    assert begun.wait(30)  # so that the first sample is not taken for the last
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(watched.stop)
+        assert last.wait(30)
+        second = pool.submit(watched.stop)
+        assert not first.done()
+        assert not second.done()
+        may_return.set()
+        second.result(30)
+        assert marked == ["last sample"]
+        first.result(30)
+
+
+def test_a_subscriber_of_a_sample_may_stop_the_monitor(driver: StandInDriver) -> None:
+    """Called in a thread of the user's, it waits for the last sample as others do."""
+    driver.describe(t4())
+    watched = GPUMonitor(3600)
+    watched.start()
+    here = threading.current_thread()
+    told: list[bool] = []
+
+    def stop(_: object) -> None:
+        told.append(threading.current_thread() is here)
+        watched.stop()
+
+    while not watched.latest():
+        threads()[0].join(0.001)
+    watched.subscribe(stop)
+    watched.sample()
+
+    assert threads() == []
+    assert told == [True, False]
+    assert len(watched.history()) == 3
+
+
 def test_an_hour_has_no_drift(driver: StandInDriver) -> None:
     """Ticks lie on the schedule of the start, however long they take."""
     driver.describe(t4(), log=None)
@@ -669,7 +771,7 @@ def test_a_wait_that_ends_too_early_makes_no_tick_more(driver: StandInDriver) ->
     driver.describe(t4())
 
     class Hasty(DrivenClock):
-        def wait(self, event: threading.Event, seconds: float) -> bool:
+        def wait(self, event: _run.Ending, seconds: float) -> bool:
             return super().wait(event, seconds * (1 - 1e-9))
 
     ticks = watch(GPUMonitor(0.1, _clock=Hasty(50)), 50)
@@ -729,14 +831,14 @@ def test_two_starts_at_once_make_one_thread(
     """Who comes second finds the monitor running."""
     driver.describe(t4())
     watched = GPUMonitor(3600)
-    find = monitor.detect_gpus
+    find = monitor.visible_cards
 
     def slow() -> list[Any]:
-        monkeypatch.setattr(monitor, "detect_gpus", find)
+        monkeypatch.setattr(monitor, "visible_cards", find)
         watched.start()  # another thread is faster
         return find()
 
-    monkeypatch.setattr(monitor, "detect_gpus", slow)
+    monkeypatch.setattr(monitor, "visible_cards", slow)
     with watched:
         assert len(threads()) == 1
 
@@ -762,24 +864,66 @@ def test_subscribers_that_fail_are_told_once_and_go_on(
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_a_subscriber_does_not_end_the_monitor(
+    driver: StandInDriver,
+    caplog: pytest.LogCaptureFixture,
+    error: type[BaseException],
+) -> None:
+    """What would end the thread is logged in it; out of a sample it comes through."""
+    driver.describe(t4())
+    watched = GPUMonitor(0.01)
+    calls: list[int] = []
+
+    def leave(samples: tuple[GPUSample, ...]) -> None:
+        calls.append(len(samples))
+        raise error("enough")
+
+    watched.subscribe(leave)
+    watch(watched, 3)
+
+    assert len(calls) >= 3
+    assert caplog.text.count(f"{error.__name__}: enough") == 1
+    with pytest.raises(error, match="enough"):
+        watched.sample()
+
+
+def test_ids_that_leave_the_program_do_not_end_the_monitor(
+    driver: StandInDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A function of ids that raises SystemExit costs the processes' bytes only."""
+    driver.describe(t4(**BUSY))
+
+    def leave() -> list[int]:
+        raise SystemExit("enough")
+
+    for (sample,) in watch(GPUMonitor(0.01, process_ids=leave), 3):
+        assert (sample.process_bytes, sample.utilization_percent) == (None, 37)
+    assert caplog.text.count("SystemExit: enough") == 1
+
+
 def test_a_subscriber_may_stop_the_monitor(driver: StandInDriver) -> None:
-    """Its thread ends after the callback, the others are not told, no one waits."""
+    """Its thread ends after one last sample, of which all are told; no one waits."""
     driver.describe(t4())
     monitor = GPUMonitor(0.01)
-    stopped = threading.Event()
+    states: list[bool] = []
+    told: list[object] = []
 
     def stop(_: object) -> None:
+        monitor.mark("enough")
         monitor.stop()
-        stopped.set()
+        states.append(monitor.running)
 
     monitor.subscribe(stop)
+    monitor.subscribe(told.append)
     monitor.start()
-    assert stopped.wait(30)
     for thread in threads():
         thread.join(30)
 
-    assert not monitor.running
-    assert len(monitor.history()) == 1
+    assert states == [False, False]
+    assert threads() == []
+    assert len(monitor.history()) == len(told) == 2
+    assert monitor.rows()[1]["mark"] == "enough"
 
 
 def test_a_subscriber_may_restart_the_monitor(driver: StandInDriver) -> None:
@@ -891,7 +1035,7 @@ def test_a_tick_that_fails_is_told_once_and_the_next_one_comes(
     binding = sys.modules["pynvml"]
     wait = clock.wait
 
-    def take_away(event: threading.Event, seconds: float) -> bool:
+    def take_away(event: _run.Ending, seconds: float) -> bool:
         present = clock.waits < 4
         monkeypatch.setitem(sys.modules, "pynvml", binding if present else None)
         return wait(event, seconds)
@@ -901,6 +1045,66 @@ def test_a_tick_that_fails_is_told_once_and_the_next_one_comes(
 
     assert caplog.text.count("a sample could not be taken") == 1
     assert "pip install nvidia-ml-py" in caplog.text
+
+
+def test_each_kind_of_failure_is_told_once(
+    driver: StandInDriver, caplog: pytest.LogCaptureFixture, clock: DrivenClock
+) -> None:
+    """Ids that fail do not hide a sample that cannot be taken."""
+    driver.describe(t4())
+
+    def fail() -> list[int]:
+        raise OSError("no ids today")
+
+    watched = GPUMonitor(1, process_ids=fail, _clock=clock)
+    clock.waits = 6
+    read = monitor.Readings.read
+    failed: list[object] = []
+
+    def refuse(readings: monitor.Readings, now: float) -> list[Any]:
+        if 1001 < now < 1004:
+            failed.append(now)
+            raise RuntimeError("not today")
+        return read(readings, now)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(monitor.Readings, "read", refuse)
+        watch(watched, 4)
+
+    assert len(failed) == 2
+    assert caplog.text.count("OSError: no ids today") == 1
+    assert caplog.text.count("RuntimeError: not today") == 1
+
+
+def test_a_last_sample_that_comes_too_late_is_not_kept(
+    driver: StandInDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver that hangs in the last sample adds none after the stop has given up."""
+    monkeypatch.setattr(monitor, "_LONGEST_STOP", 0.01)
+    driver.describe(t4())
+    asks, may_answer, ticked = (threading.Event() for _ in range(3))
+
+    def ids() -> list[int]:
+        if ticked.is_set():
+            asks.set()
+            may_answer.wait()
+        return []
+
+    watched = GPUMonitor(3600, process_ids=ids)
+    watched.subscribe(lambda _: ticked.set())
+    watched.start()
+    assert ticked.wait(30)
+    (thread,) = threads()
+    while not asks.is_set():
+        watched.stop()
+        asks.wait(0.01)
+    count = len(watched.history())
+    watched.stop()  # waits no more
+    may_answer.set()
+    thread.join(30)
+
+    assert not thread.is_alive()
+    assert len(watched.history()) == count == 1
 
 
 def test_a_stop_does_not_wait_for_a_driver_that_hangs(
@@ -947,6 +1151,125 @@ def test_a_monitor_nobody_needs_is_forgotten(driver: StandInDriver) -> None:
     assert len(monitor._monitors) <= before
 
 
+def leave(
+    interval: float, *, knotted: bool
+) -> tuple[threading.Thread, weakref.ref[_run.Run]]:
+    """Start a monitor, and hold it no more once it has ticked; return its run."""
+    watched = GPUMonitor(interval)
+    ticked = threading.Event()
+    watched.subscribe(lambda _: ticked.set())
+    if knotted:  # a subscriber holds the monitor, which holds it
+        watched.subscribe(lambda _: watched.latest())
+    watched.start()
+    assert ticked.wait(30)
+    (thread,) = threads()
+    assert watched._run is not None
+    return thread, weakref.ref(watched._run)
+
+
+@pytest.mark.parametrize("knotted", [False, True])
+@pytest.mark.parametrize("interval", [0.01, 86_400])
+def test_a_monitor_that_nobody_holds_ends(
+    driver: StandInDriver,
+    caplog: pytest.LogCaptureFixture,
+    interval: float,
+    knotted: bool,
+) -> None:
+    """Its thread ends by itself, and nothing of it stays for the program's end."""
+    driver.describe(t4())
+    gc.collect()
+    monitors = len(monitor._monitors)
+
+    thread, run = leave(interval, knotted=knotted)
+    until = time.monotonic() + 30
+    while thread.is_alive() and time.monotonic() < until:
+        gc.collect()
+        thread.join(0.01)
+
+    assert not thread.is_alive()
+    gc.collect()
+    assert run() is None
+    assert len(monitor._monitors) == monitors
+    assert caplog.records == []
+
+
+CELLS = """
+import gc, sys, threading, weakref
+from llamatelemetry.gpu import GPUMonitor
+
+gc.disable()
+steps = None
+
+def collect_at_a_step(frame, event, argument):
+    global steps
+    if steps is None:
+        return
+    outer = frame
+    while outer is not None:
+        if outer.f_code.co_name == "_tick":  # which holds the monitor
+            return
+        outer = outer.f_back
+    steps -= 1
+    if steps == 0:
+        gc.collect()
+
+def cell():
+    monitor = GPUMonitor(0.01)
+    ticked = threading.Event()
+    def note(samples):
+        monitor.mark("seen")
+        ticked.set()
+    monitor.subscribe(note)
+    monitor.start()
+    assert ticked.wait(30)
+    return monitor._run._thread, weakref.ref(monitor)
+
+threading.setprofile(collect_at_a_step)
+gc.collect()
+gc.freeze()
+for number in range(1, 41):
+    steps = None
+    thread, monitor = cell()
+    steps = number
+    thread.join(10)
+    assert not thread.is_alive(), number
+    assert monitor() is None
+print("all ended")
+"""
+
+
+def test_a_monitor_may_be_collected_at_any_step_of_its_thread(
+    driver: StandInDriver,
+) -> None:
+    """Wherever between two ticks its own thread collects it, the thread ends."""
+    driver.describe(t4(), log=None)
+
+    assert driver.run(CELLS) == "all ended\n"
+
+
+def test_a_monitor_may_be_collected_while_nvml_is_asked(
+    driver: StandInDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The collector runs inside NVML's lock, which the other thread may wait for."""
+    driver.describe(t4())
+    ask = pynvml.nvmlDeviceGetPowerUsage
+
+    def collect(handle: object) -> int:
+        gc.collect()
+        return int(ask(handle))
+
+    for interval in (0.01, 86_400):
+        thread, _ = leave(interval, knotted=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(pynvml, "nvmlDeviceGetPowerUsage", collect)
+            asking = GPUMonitor()
+            while thread.is_alive():
+                asking.sample()
+                thread.join(0.001)
+
+    assert threads() == []
+
+
 # The end of a program, and forks.
 
 LEFT_RUNNING = """
@@ -976,11 +1299,23 @@ def test_a_monitor_left_running_ends_with_the_program(
     assert [line.split()[1] for line in lines][-1] == "nvmlShutdown"
 
 
+def test_the_end_of_a_program_takes_no_last_sample(driver: StandInDriver) -> None:
+    """A program that ends asks the cards no more."""
+    driver.describe(t4())
+    program = LEFT_RUNNING.format("").replace(
+        "[GPUMonitor(0.01), GPUMonitor(3600), GPUMonitor(0.01)]", "[GPUMonitor(3600)]"
+    )
+
+    driver.run(program)
+
+    assert len(driver.calls("nvmlDeviceGetPowerUsage")) == 1
+
+
 HANGS_AT_THE_END = """
 import threading
-from llamatelemetry.gpu import GPUMonitor, monitor
+from llamatelemetry.gpu import GPUMonitor, _run
 
-monitor._LONGEST_LAST_STOP = 0.01
+_run._LONGEST_LAST_STOP = 0.01
 asks = threading.Event()
 
 def hang(samples):
@@ -1087,13 +1422,60 @@ def test_the_history_is_bounded_and_chosen_from(
     assert [sample.time - 1_700_001_000 for sample in whole] == [20, 20, 30, 30, 40, 40]
     assert [sample.index for sample in whole] == [0, 1] * 3
     assert monitor.history(1) == [one for one in whole if one.index == 1]
-    assert monitor.history(2) == []
     assert monitor.history(0, seconds=10) == [whole[2], whole[4]]
     assert monitor.history(seconds=0) == whole[4:]
     assert monitor.history(seconds=math.inf) == whole
-    for wrong in (-1, math.nan):
-        with pytest.raises(ConfigurationError, match="must be 0 or more"):
-            monitor.history(seconds=wrong)
+
+
+@pytest.mark.parametrize("wrong", [-1, math.nan, "a", "1", True, [], 1j])
+def test_seconds_that_are_none_are_an_error(clock: DrivenClock, wrong: Any) -> None:
+    """What is no number from 0 is refused, before there is a sample too."""
+    with pytest.raises(ConfigurationError, match=r"seconds is .* must be 0 or more"):
+        GPUMonitor(_clock=clock).history(seconds=wrong)
+
+
+def test_an_index_of_no_card_is_an_error(
+    driver: StandInDriver, clock: DrivenClock
+) -> None:
+    """It lists the cards, as far as they are known; what is no index always is one."""
+    driver.describe(t4(0), t4(1))
+    watched = GPUMonitor(_clock=clock)
+    for wrong in ("0", 0.0, True, -1, []):
+        with pytest.raises(ConfigurationError, match=r"index is .* from 0"):
+            watched.history(wrong)  # type: ignore[arg-type]
+    assert watched.history(2) == []
+
+    watched.sample()
+
+    with pytest.raises(ConfigurationError, match="index is 2, .* cards are 0, 1"):
+        watched.history(2)
+    driver.describe(t4(0))
+    with watched:  # looks again
+        assert len(watched.gpus) == 1
+    assert [one.index for one in watched.history(1)] == [1]
+
+
+def test_marks_go_with_their_ticks(driver: StandInDriver, clock: DrivenClock) -> None:
+    """A mark of a tick that is no longer kept stands on no row; it stays a mark."""
+    driver.describe(t4())
+    monitor = GPUMonitor(history=3, _clock=clock)
+    for number in range(6):
+        clock.now += 1
+        monitor.mark(f"before {number}")
+        clock.now += 1
+        monitor.sample()
+
+    rows = monitor.rows()
+
+    assert [row["mark"] for row in rows] == ["before 3", "before 4", "before 5"]
+    told = csv.DictReader(io.StringIO(monitor.to_csv()))
+    assert [row["mark"] for row in told] == [row["mark"] for row in rows]
+    every = [f"before {number}" for number in range(6)]
+    assert [mark.text for mark in monitor.marks] == every
+    assert [one["text"] for one in json.loads(monitor.to_json())["marks"]] == every
+    frame = monitor.to_dataframe()
+    assert frame["mark"].tolist() == ["before 3", "before 4", "before 5"]
+    assert [one["text"] for one in frame.attrs["marks"]] == every
 
 
 def test_marks_are_kept_up_to_a_limit(clock: DrivenClock) -> None:
@@ -1143,7 +1525,7 @@ def test_a_monitor_shows_itself_in_one_line(driver: StandInDriver) -> None:
 
     monitor.sample()
     assert repr(monitor) == (
-        "<GPUMonitor every 0.5 s, stopped, 2 cards: GPU 0 6.7 of 15.0 GiB, GPU 1 "
+        "<GPUMonitor every 0.5 s, stopped, 2 cards: GPU 0: 6.7 of 15.0 GiB, GPU 1: "
         "memory unknown>"
     )
     with monitor:
