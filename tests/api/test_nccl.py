@@ -726,7 +726,7 @@ def test_a_peer_that_never_comes_ends_in_time(
         raise AssertionError
 
     assert isinstance(caught.value, TimeoutError)
-    assert 0.2 < time.monotonic() - begin < 3
+    assert 0.2 < time.monotonic() - begin < 30
     if rank == 1 and kind == "tcp":
         assert "rank 1 has waited 0.3 s for rank 0 to listen at" in str(caught.value)
     else:
@@ -816,7 +816,7 @@ def test_a_stranger_in_the_place_of_rank_0_is_named(
     ):
         raise AssertionError
 
-    assert 0.2 < time.monotonic() - begin < 3
+    assert 0.2 < time.monotonic() - begin < 30
     assert "rank 1 has waited 0.3 s for rank 0's store at 127" in str(caught.value)
     assert left_behind() == []
     assert capfd.readouterr() == ("", "")
@@ -840,7 +840,7 @@ def test_a_client_that_waits_for_ever_is_left_behind(
             ),
         ):
             raise AssertionError
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 30
         assert [one.daemon for one in left_behind()] == [True]
 
     for one in left_behind():
