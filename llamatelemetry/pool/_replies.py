@@ -238,7 +238,6 @@ class PoolReply:
 
         For a reply that was cut off, of which nobody has seen anything.
         """
-        self._give_back()
         if self._last is not None and not self._may_go_elsewhere(self._last):
             return None
         return PoolReply(

@@ -388,18 +388,40 @@ def test_all_servers_killed_is_a_wait(make_pool: MakePool) -> None:
             assert [len(one.result(30).choices) for one in asked] == [1] * 8
 
 
+def test_servers_that_refuse_connections_are_no_tries(make_pool: MakePool) -> None:
+    """What could not be sent anywhere is tried until its time is over."""
+    with make_pool() as pool:
+        for _ in pool.servers:
+            pool.client.chat_completion(MESSAGES, extra_body=asks(deaf=1))
+        before = sum(one.requests for one in pool.status())
+        with pytest.raises(ConnectionFailedError):
+            pool.client.with_options(timeout=1.5).chat_completion(MESSAGES)
+
+        # More often than servers may break off over one request.
+        assert sum(one.requests for one in pool.status()) - before > 3
+        assert [server.is_running() for server in pool.servers] == [True, True]
+
+
 def test_a_second_start_that_takes_too_long_is_tried_again(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that is not ready in time is stopped and started once more."""
     monkeypatch.setattr(_member, "_FIRST_DELAY", 0.01)
     with make_pool("slow_again", timeout=1, gpus=[[]]) as pool:
-        pid = pool.servers[0].pid
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
+        server = pool.servers[0]
+        restart, runs = server.restart, []
+
+        def restart_noted() -> None:
+            runs.append(server.is_running())
+            restart()
+
+        monkeypatch.setattr(server, "restart", restart_noted)
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGKILL)
         wait_for(lambda: pool.status()[0].restarts >= 2, seconds=20)
 
         wait_for(lambda: pool.status().ready == 1, seconds=20)
+        assert runs == [False, False]  # it held no memory while it waited
 
 
 def test_an_error_of_the_system_does_not_end_the_care(

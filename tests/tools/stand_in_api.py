@@ -49,6 +49,7 @@ DEFAULTS: dict[str, Any] = {
     "tag": "",  # nothing; makes two addresses differ
     "drop": 0,  # this many first requests of a path are dropped unanswered
     "die": "",  # at once, begun or spoken: when the whole program ends by SIGKILL
+    "deaf": 0,  # 1: it answers, and takes no more connections after that
     "obeys": 0,  # 1: new scales of adapters are taken; 0: the answer is a strange one
     "once": "",  # a file: it dies only while there is none, and makes it
 }
@@ -129,6 +130,10 @@ class Handler(socketserver.StreamRequestHandler):
             time.sleep(self.options["before"])
         self.die("at once")
         alive = self.answer(path, self.entry["body"] or {})
+        if self.options["deaf"]:
+            self.server.shutdown()
+            self.server.server_close()
+            return False
         return alive and not self.options["close"]
 
     def die(self, moment: str) -> None:

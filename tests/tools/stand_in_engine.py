@@ -202,6 +202,7 @@ def talking(options: argparse.Namespace) -> None:
     log(f"srv load_model: loading model '{options.model}'")
     log(f"srv llama_server: listening on http://{options.host}:{options.port}")
     server.serve_forever()
+    signal.pause()  # deaf, and alive
 
 
 def talking_once(options: argparse.Namespace) -> None:
