@@ -667,8 +667,11 @@ def test_a_stop_takes_a_last_sample(driver: StandInDriver) -> None:
     watched = GPUMonitor(3600)
     told: list[tuple[GPUSample, ...]] = []
     watched.subscribe(told.append)
+    begun = threading.Event()
+    watched.subscribe(lambda _: begun.set())
 
     with watched:
+        assert begun.wait(30)  # else the first sample might be the one after the mark
         driver.describe(t4(0, temperature=80), t4(1), log=None)
         watched.mark("done")
 
