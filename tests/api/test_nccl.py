@@ -1084,6 +1084,7 @@ def test_a_card_adds_up_over_nccl(torch: ModuleType) -> None:
 @pytest.mark.gpu
 def test_two_cards_add_up_over_nccl(torch: ModuleType, peers: list[Peer]) -> None:
     """With two cards, two processes add up over NCCL and measure it."""
+    # Runs where there is a card; NCCL refuses two processes on one and the same.
     if torch.cuda.device_count() < 2:
         pytest.skip("there are fewer than two cards")
     address = f"tcp://127.0.0.1:{free_port()}"
