@@ -13,22 +13,42 @@ ENGINE_OPTIONS := -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF
 OLD_HUBS := 1.11.0 1.27.0
 HUB_TESTS := $(addprefix tests/setup/test_,hub.py models.py prepare.py engines.py)
 
+# The kernels of Colab and Kaggle of 2026; the newest is in the environment itself.
+# Without their dependencies, which would bring a whole Jupyter of their time.
+OLD_KERNELS := colab kaggle
+KERNEL := ipykernel==6.17.1 ipython==7.34.0 traitlets==5.7.1 backcall decorator \
+          nest-asyncio pickleshare
+
+PANEL_TESTS := $(addprefix tests/widgets/test_,panel.py outbox.py toolkit.py ticking.py \
+               messages.py kernels.py vram_panel.py chat_panel.py server_panel.py \
+               dashboard.py)
+
+# The browser of the panels' tests.
+BROWSER_PACKAGES := chromium fonts-dejavu-core fonts-noto-color-emoji
+AS_ROOT := $(if $(filter-out 0,$(shell id -u)),sudo)
+
 .PHONY: demo test check lint format bench clean
 
 demo: $(VENV)/demo-installed
 	$(BIN)/llamatelemetry demo
 
-test: $(VENV)/test-installed $(VENV)/engine-installed lint $(OLD_HUBS:%=$(VENV)/hub-%)
+test: $(VENV)/test-installed $(VENV)/engine-installed lint $(OLD_HUBS:%=$(VENV)/hub-%) \
+      $(OLD_KERNELS:%=$(VENV)/kernel-%) $(VENV)/browser-installed
 	LLAMATELEMETRY_TESTS=all $(BIN)/python -m pytest --cov --cov-fail-under=$(COVERAGE) --durations=10
 	for version in $(OLD_HUBS); do \
 	  echo "the setup on huggingface_hub $$version:"; \
 	  LLAMATELEMETRY_TESTS=all PYTHONPATH=$(VENV)/hub-$$version \
 	    $(BIN)/python -m pytest $(HUB_TESTS) || exit 1; \
 	done
+	for kernel in $(OLD_KERNELS); do \
+	  echo "the panels on the kernel of $$kernel:"; \
+	  LLAMATELEMETRY_TESTS=all PYTHONPATH=$(CURDIR)/$(VENV)/kernel-$$kernel \
+	    $(BIN)/python -m pytest $(PANEL_TESTS) --engines=embedded || exit 1; \
+	done
 
 # For daily work: one engine, nothing slow.
 check: $(VENV)/test-installed lint
-	$(BIN)/python -m pytest -m "not slow" --engines=embedded
+	$(BIN)/python -m pytest -m "not slow and not browser" --engines=embedded
 
 lint: $(VENV)/test-installed
 	$(BIN)/ruff check .
@@ -68,6 +88,19 @@ $(VENV)/test-installed: $(VENV)/demo-installed pyproject.toml
 $(VENV)/hub-%: $(VENV)/python-installed
 	$(BIN)/python -m pip install --quiet --target $@.new huggingface_hub==$*
 	mv $@.new $@
+
+$(VENV)/kernel-colab: KERNEL += ipywidgets==7.7.1 ipython-genutils
+$(VENV)/kernel-kaggle: KERNEL += ipywidgets==8.1.5
+
+$(VENV)/kernel-%: $(VENV)/python-installed
+	$(BIN)/python -m pip install --quiet --no-deps --target $@.new $(KERNEL)
+	mv $@.new $@
+
+$(VENV)/browser-installed: $(VENV)/python-installed
+	command -v chromium > /dev/null || { $(AS_ROOT) apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive $(AS_ROOT) apt-get install -qq -y \
+	    --no-install-recommends $(BROWSER_PACKAGES) > /dev/null; }
+	touch $@
 
 $(VENV)/engine-installed: $(VENV)/python-installed Makefile
 	@echo "building $(ENGINE_PACKAGE) (about 12 minutes the first time) ..."

@@ -63,6 +63,13 @@ BENCHMARKS = [
         "Bound: requests are shared out within 10 %. What a second server brings is "
         "limited by the cores, and says nothing about cards.",
     ),
+    (
+        "launch.py",
+        "From nothing to the first token",
+        "Bound: launch() takes at most 1.15 times starting the same server by hand and "
+        "asking it, imports included in both, for a model that takes at least 4 s to "
+        "load.",
+    ),
 ]
 VERSIONS = (
     "requests",

@@ -1,4 +1,4 @@
-"""Plan, run and talk to llama.cpp's server in Kaggle and Colab notebooks.
+"""Plan, run, talk to and watch llama.cpp's server in Kaggle and Colab notebooks.
 
 Nothing is loaded before it is used: importing this package touches no disk, network,
 GPU, environment variable or third-party package.
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from llamatelemetry.pool.server_pool import ServerPool
     from llamatelemetry.server.config import ServerConfig
     from llamatelemetry.server.manager import ServerManager
+    from llamatelemetry.session import launch
     from llamatelemetry.setup import ensure_engine, ensure_model, prepare
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = [
     "doctor",
     "ensure_engine",
     "ensure_model",
+    "launch",
     "plan_memory",
     "plan_placement",
     "prepare",
@@ -50,12 +52,13 @@ _HOMES = {
     "doctor": "llamatelemetry.diagnosis",
     "ensure_engine": "llamatelemetry.setup.engines",
     "ensure_model": "llamatelemetry.setup.models",
+    "launch": "llamatelemetry.session",
     "plan_memory": "llamatelemetry.gguf.memory",
     "plan_placement": "llamatelemetry.api.multigpu",
     "prepare": "llamatelemetry.setup._prepare",
 }
 
-_ROOMS = ("api", "exceptions", "gguf", "gpu", "pool", "server", "setup")
+_ROOMS = ("api", "exceptions", "gguf", "gpu", "pool", "server", "setup", "widgets")
 
 
 def __getattr__(name: str) -> Any:

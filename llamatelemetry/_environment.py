@@ -73,8 +73,8 @@ class Platform:
             return "a scoring rerun has no internet: attach a capsule as a dataset"
         if self.name == "kaggle":
             return (
-                "turn the internet on in the notebook's settings, or attach a capsule "
-                "as a dataset"
+                "turn the internet on (Settings → Internet on, which needs an account "
+                "with a verified phone), or attach a capsule as a dataset"
             )
         return "see that this machine has internet, or use a capsule"
 
@@ -83,7 +83,7 @@ class Platform:
         """Where to put a token of the Hub."""
         if self.name == "kaggle":
             return (
-                "as the secret HF_TOKEN (Add-ons > Secrets), attached to this notebook"
+                "as the secret HF_TOKEN (Add-ons → Secrets), attached to this notebook"
             )
         if self.name == "colab":
             return "as the secret HF_TOKEN, with access for this notebook"
@@ -93,9 +93,9 @@ class Platform:
     def accelerator_advice(self) -> str:
         """What to do where there is no card."""
         if self.name == "kaggle":
-            return "choose the accelerator GPU T4 x2 in the notebook's settings"
+            return "choose Settings → Accelerator → GPU T4 x2"
         if self.name == "colab":
-            return "choose Runtime > Change runtime type > T4 GPU"
+            return "choose Runtime → Change runtime type → T4 GPU"
         return "install NVIDIA's driver if there is a card"
 
 

@@ -1,7 +1,8 @@
 """Progress of long work: the one door to tqdm. One bar a file, with bytes and rate.
 
 Bars are tqdm.auto's: text in a terminal, a widget in a notebook. They may be moved from
-any thread. ``HF_HUB_DISABLE_PROGRESS_BARS`` and ``TQDM_DISABLE`` turn them off.
+any thread. ``HF_HUB_DISABLE_PROGRESS_BARS`` and ``TQDM_DISABLE`` turn them off. A
+function takes the place of a bar where something else shows how far the work is.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
-__all__ = ["CancelledError", "FileBar"]
+__all__ = ["CancelledError", "FileBar", "FileProgress", "Relay", "Shown", "turned_off"]
 
 _OFF_VARIABLES = ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
 _TRUE = {"1", "ON", "YES", "TRUE"}
@@ -27,6 +30,55 @@ class CancelledError(BaseException):
     """
 
 
+@dataclass(frozen=True, slots=True)
+class FileProgress:
+    """How far the work on one file is.
+
+    Attributes:
+        name: The file's name; an engine's is that of the manifest.
+        done: Bytes that are there.
+        total: Its bytes, or None if not known yet.
+        words: What is being done with it now, "verifying" say; "" while it comes.
+        ended: Whether the work has ended, well or not.
+    """
+
+    name: str
+    done: int
+    total: int | None
+    words: str = ""
+    ended: bool = False
+
+
+Shown: TypeAlias = bool | Callable[[FileProgress], object]
+"""Whether there is a bar; or what is called instead, in the thread that works."""
+
+
+class Relay:
+    """Notes progress in the threads that do the work; tells it in the one that waits.
+
+    Args:
+        tell: Called by :meth:`tick` for each file that is being worked on.
+    """
+
+    def __init__(self, tell: Callable[[FileProgress], object]) -> None:
+        self._tell = tell
+        self._latest: dict[str, FileProgress] = {}
+        self._lock = threading.Lock()
+
+    def note(self, progress: FileProgress) -> None:
+        """Remember how far a file is; from any thread."""
+        with self._lock:
+            self._latest[progress.name] = progress
+
+    def tick(self) -> None:
+        """Tell how far each file is; one that has ended is told of once more only."""
+        with self._lock:
+            latest = self._latest
+            self._latest = {name: one for name, one in latest.items() if not one.ended}
+        for one in list(latest.values()):
+            self._tell(one)
+
+
 class FileBar:
     """A bar for the bytes of one file.
 
@@ -34,7 +86,7 @@ class FileBar:
         name: The file's name, as shown.
         total: Its bytes, or None if not known yet.
         cancelled: Set by who waits: the next step raises :class:`CancelledError`.
-        shown: Whether there is a bar at all.
+        shown: Whether there is a bar at all; a function is called instead.
 
     Attributes:
         done: Bytes that are there.
@@ -47,17 +99,20 @@ class FileBar:
         total: int | None,
         *,
         cancelled: threading.Event | None = None,
-        shown: bool = True,
+        shown: Shown = True,
     ) -> None:
         self._name = name
         self._cancelled = cancelled or threading.Event()
         self._total = total
-        self._shown = shown and not _turned_off()
+        self._tell = shown if callable(shown) else None
+        self._words = ""
+        self._shown = self._tell is None and bool(shown) and not turned_off()
         self._bar: Any = None  # made when there is something to show
         self.done = 0
         self.farthest = 0
 
     def __enter__(self) -> Self:
+        self._report()
         return self
 
     def __exit__(
@@ -66,6 +121,7 @@ class FileBar:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._report(ended=True)
         if self._bar is not None:
             with _lock:
                 if kind is None:
@@ -82,6 +138,7 @@ class FileBar:
         self.check()
         self.done += count
         self.farthest = max(self.farthest, self.done)
+        self._report()
         if self._shown and count:
             with _lock:
                 self._show()
@@ -99,6 +156,7 @@ class FileBar:
         """Show the total, which was not known before."""
         if self._total is None:
             self._total = total
+            self._report()
             if self._bar is not None:
                 self._bar.total = total
 
@@ -126,16 +184,25 @@ class FileBar:
 
     def say(self, words: str) -> None:
         """Show what is being done with the file now: "verifying", say."""
+        self._words = words
+        self._report()
         if self._bar is not None:
             with _lock:
                 self._bar.set_description_str(f"{self._name} {words}".strip())
+
+    def _report(self, *, ended: bool = False) -> None:
+        if self._tell is not None:
+            self._tell(
+                FileProgress(self._name, self.done, self._total, self._words, ended)
+            )
 
     def _show(self) -> None:
         if self._bar is None:
             self._bar = _make_bar(self._name, self._total)
 
 
-def _turned_off() -> bool:
+def turned_off() -> bool:
+    """Whether the environment forbids all bars."""
     return any(os.environ.get(name, "").upper() in _TRUE for name in _OFF_VARIABLES)
 
 

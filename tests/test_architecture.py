@@ -16,10 +16,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "llamatelemetry"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# 0 facts, 1 doors and plain values, 2 domain, 3 services, 4 composition, 5 faces.
+# 0 facts, 1 doors and plain values, 2 domain, 3 services, 4 composition, 5 session,
+# 6 faces.
 FLOORS = {
-    "__init__": 5,
-    "__main__": 5,
+    "__init__": 6,
+    "__main__": 6,
     "exceptions": 0,
     "_units": 0,
     "_deadline": 0,
@@ -33,7 +34,7 @@ FLOORS = {
     "_internet": 0,
     "_progress": 1,
     "_tables": 1,
-    "gpu/__init__": 5,
+    "gpu/__init__": 6,
     "gpu/_nvml": 1,
     "gpu/_readings": 1,
     "gpu/_capability": 2,
@@ -83,12 +84,12 @@ FLOORS = {
     "_placement_view": 3,
     "_placement_ways": 3,
     "diagnosis": 4,
-    "_setup_commands": 5,
-    "setup/__init__": 5,
+    "_setup_commands": 6,
+    "setup/__init__": 6,
     "setup/_names": 1,
     "setup/_hub": 1,
     "setup/catalog": 1,
-    "gguf/__init__": 5,
+    "gguf/__init__": 6,
     "gguf/_source": 2,
     "gguf/_remote": 2,
     "gguf/_cursor": 2,
@@ -120,12 +121,13 @@ FLOORS = {
     "gguf/memory": 2,
     "gguf/_fitting": 2,
     "gguf/estimates": 2,
-    "server/__init__": 5,
+    "server/__init__": 6,
     "server/_linux": 1,
     "server/_process": 1,
     "server/_run_with_parent": 1,
     "server/_guard": 1,
     "server/state": 1,
+    "server/status": 1,
     "server/_at_exit": 1,
     "server/_config_checks": 1,
     "server/config": 1,
@@ -142,7 +144,7 @@ FLOORS = {
     "server/strays": 2,
     "server/_run": 3,
     "server/manager": 3,
-    "api/__init__": 5,
+    "api/__init__": 6,
     "api/_sse": 2,
     "api/responses": 2,
     "api/_parsing": 2,
@@ -154,10 +156,10 @@ FLOORS = {
     "api/_administration": 3,
     "api/_text": 3,
     "api/client": 3,
-    "api/gguf": 5,
-    "api/multigpu": 5,
-    "api/nccl": 5,
-    "pool/__init__": 5,
+    "api/gguf": 6,
+    "api/multigpu": 6,
+    "api/nccl": 6,
+    "pool/__init__": 6,
     "pool/_prefixes": 1,
     "pool/_groups": 4,
     "pool/_member": 4,
@@ -167,10 +169,57 @@ FLOORS = {
     "pool/client": 4,
     "pool/status": 2,
     "pool/server_pool": 4,
-    "_conversation": 5,
-    "_plan_advice": 5,
-    "_plan_command": 5,
-    "cli": 5,
+    "plots": 2,
+    "_chart": 2,
+    "_chart_look": 2,
+    "session": 5,
+    "_launch_steps": 5,
+    "_launch_options": 5,
+    "_launch_server": 5,
+    "_launch_setup": 5,
+    "_session_view": 5,
+    "widgets/__init__": 6,
+    "widgets/_answer": 6,
+    "widgets/_bands": 6,
+    "widgets/_blocks": 6,
+    "widgets/_chat_controls": 6,
+    "widgets/_chat_errors": 6,
+    "widgets/_chat_face": 6,
+    "widgets/_chat_follow": 6,
+    "widgets/_chat_history": 6,
+    "widgets/_chat_page": 6,
+    "widgets/_chat_pictures": 6,
+    "widgets/_chat_room": 6,
+    "widgets/_chat_view": 6,
+    "widgets/_chat_words": 6,
+    "widgets/_generation": 6,
+    "widgets/_growing": 6,
+    "widgets/_images": 6,
+    "widgets/_log_tail": 6,
+    "widgets/_markdown": 6,
+    "widgets/_markdown_file": 6,
+    "widgets/_memory_sources": 6,
+    "widgets/_messages": 6,
+    "widgets/_model_choices": 6,
+    "widgets/_outbox": 6,
+    "widgets/_panel": 6,
+    "widgets/_plan_preview": 6,
+    "widgets/_server_options": 6,
+    "widgets/_server_polls": 6,
+    "widgets/_server_state": 6,
+    "widgets/_server_view": 6,
+    "widgets/_server_work": 6,
+    "widgets/_ticking": 6,
+    "widgets/_toolkit": 6,
+    "widgets/_transcript": 6,
+    "widgets/chat_panel": 6,
+    "widgets/dashboard": 6,
+    "widgets/server_panel": 6,
+    "widgets/vram_panel": 6,
+    "_conversation": 6,
+    "_plan_advice": 6,
+    "_plan_command": 6,
+    "cli": 6,
 }
 
 # The one module that may import each of these.
@@ -182,6 +231,8 @@ DOORS = {
     "huggingface_hub": "setup/_hub",
     "pynvml": "gpu/_nvml",
     "matplotlib": "plots",
+    "markdown_it": "widgets/_markdown",
+    "nh3": "widgets/_markdown",
     "torch": "_distributed",
     "tqdm": "_progress",
     "pandas": "_tables",
@@ -189,6 +240,10 @@ DOORS = {
     "ipywidgets": "widgets/_toolkit",
     "IPython": "widgets/_toolkit",
 }
+
+# The one way up: a session shows itself, and what its start is doing, in a notebook.
+# Inside functions only, so that nothing of it is loaded with the session.
+UPWARD = ("session", "widgets")
 
 MOST_MODULE_LINES = 300
 MOST_FUNCTION_LINES = 40
@@ -250,7 +305,20 @@ def test_imports_go_down_or_stay_in_the_room(path: Path) -> None:
         if other in (None, "__init__"):  # the shop window is asked for the version
             continue
         assert other is not None
+        if (name, room_of(other)) == UPWARD:
+            continue
         assert room_of(other) == room_of(name) or FLOORS[other] < FLOORS[name], other
+
+
+def test_the_way_up_is_taken_inside_functions_only() -> None:
+    """Importing the session's module loads none of the widgets."""
+    program = "import sys, llamatelemetry.session; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    loaded = done.stdout.split()
+    assert "llamatelemetry.session" in loaded
+    assert not {"llamatelemetry.widgets", "ipywidgets", "matplotlib"} & set(loaded)
 
 
 def test_server_and_client_do_not_know_each_other() -> None:

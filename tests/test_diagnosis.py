@@ -119,7 +119,7 @@ def test_kaggles_folders_and_quota_are_shown(
 
     assert "Kaggle (batch)" in text
     assert f"output: 20.0 GB free in {root}/kaggle/working" in text
-    assert "turn the internet on in the notebook's settings" in text
+    assert "Settings → Internet on" in text
     assert "GPU T4 x2" in rows(found)["GPUs"].advice
 
 

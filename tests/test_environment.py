@@ -163,7 +163,7 @@ def test_kaggle_is_known_by_its_variables(
     assert found.input == kaggle / "input"
     assert "T4 x2" in found.accelerator_advice
     assert "capsule as a dataset" in found.internet_advice
-    assert ("settings" in found.internet_advice) == (mode != "rerun")
+    assert ("Settings" in found.internet_advice) == (mode != "rerun")
 
 
 def test_kaggle_is_known_by_its_folder(kaggle: Path) -> None:

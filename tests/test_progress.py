@@ -6,8 +6,9 @@ import sys
 import threading
 
 import pytest
+from manager_tools import wait_for
 
-from llamatelemetry._progress import CancelledError, FileBar
+from llamatelemetry._progress import CancelledError, FileBar, FileProgress, Relay
 
 
 @pytest.fixture(autouse=True)
@@ -182,3 +183,55 @@ def test_a_library_is_called_off_through_its_bar() -> None:
             bar.reporting_class()(total=10)
 
     assert bar.done == 5
+
+
+def test_a_function_takes_the_place_of_a_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told of each step, and of the end; nothing is printed, whatever is set."""
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    told: list[FileProgress] = []
+    with pytest.raises(ValueError, match="broken"):  # noqa: SIM117 -- the bar is inside
+        with FileBar("m.gguf", None, shown=told.append) as bar:
+            bar.learn_total(10)
+            bar.advance(4)
+            bar.say("verifying")
+            raise ValueError("broken")
+
+    assert told == [
+        FileProgress("m.gguf", 0, None),
+        FileProgress("m.gguf", 0, 10),
+        FileProgress("m.gguf", 4, 10),
+        FileProgress("m.gguf", 4, 10, "verifying"),
+        FileProgress("m.gguf", 4, 10, "verifying", ended=True),
+    ]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_relay_tells_in_the_thread_that_waits() -> None:
+    """The newest of each file, again with each tick; what has ended once more only."""
+    told: list[FileProgress] = []
+    relay = Relay(told.append)
+
+    def work() -> None:
+        with FileBar("one", 10, shown=relay.note) as bar:
+            bar.advance(4)
+            bar.advance(5)
+            relay_half.wait()
+
+    relay_half = threading.Event()
+    thread = threading.Thread(target=work)
+    thread.start()
+    wait_for(lambda: relay._latest.get("one") == FileProgress("one", 9, 10))
+    assert told == []
+    relay.tick()
+    relay.tick()
+    relay_half.set()
+    thread.join()
+    relay.tick()
+    relay.tick()
+    assert told == [
+        FileProgress("one", 9, 10),
+        FileProgress("one", 9, 10),
+        FileProgress("one", 9, 10, ended=True),
+    ]

@@ -137,15 +137,21 @@ def _host_too(plan: MemoryPlan) -> str:
     return f" The host must have {format_memory(host.needed)}, too."
 
 
-def html(plan: MemoryPlan) -> str:
-    """Return the plan as HTML: a verdict, a bar for each device, the notes."""
+def html(plan: MemoryPlan, *, judged: bool = True) -> str:
+    """Return the plan as HTML: a verdict, a bar for each device, the notes.
+
+    Args:
+        plan: The plan.
+        judged: Whether there is a verdict; not where another one stands beside it,
+            which knows of more than this one configuration.
+    """
     scale = max(
         max(place.needed + place.margin, place.free or 0, 1) for place in plan.places
     )
     good = None if not plan.limited else plan.fits
     bars = [_bar(place, scale) for place in plan.places]
     lines = [[note] for note in plan.notes]
-    verdict = _html.verdict(plan.verdict, good=good)
+    verdict = _html.verdict(plan.verdict, good=good) if judged else ""
     size = format_file_size(plan.model_bytes)
     subtitle = f"{plan.architecture}, {size}, {_configured(plan)}"
     return _html.panel(plan.model, subtitle, verdict, *bars, _html.table(lines))

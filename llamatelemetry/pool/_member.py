@@ -15,11 +15,11 @@ from llamatelemetry.exceptions import (
     ServerNotRunningError,
     ServerTimeoutError,
 )
-from llamatelemetry.pool.status import ServerStatus
 from llamatelemetry.server.config import ServerConfig
 from llamatelemetry.server.events import LoadProgress
 from llamatelemetry.server.manager import ServerManager
 from llamatelemetry.server.state import ServerState
+from llamatelemetry.server.status import ServerStatus
 
 _LOOK_SECONDS = 0.1
 """How often it is asked whether the server still runs."""

@@ -129,10 +129,16 @@ class ServerPool:
             on_request=on_request,
         )
 
-    def start(self) -> None:
+    def start(
+        self, *, tick: Callable[[LoadProgress | None], object] | None = None
+    ) -> None:
         """Start all servers side by side, and wait until all are ready.
 
         If one cannot be started, the others are stopped again.
+
+        Args:
+            tick: Called here about ten times a second with the mean of their progress,
+                None before there is any. What it raises ends the start.
 
         Raises:
             OutOfMemoryError: The placement is none: the model does not fit.
@@ -148,12 +154,14 @@ class ServerPool:
             self._stop_members()  # those that were about to come back
             find_engine(self._engine)  # once, and not by each server at the same time
             try:
-                self._start_members()
+                self._start_members(tick)
             except BaseException:
                 self._stop_members()
                 raise
 
-    def _start_members(self) -> None:
+    def _start_members(
+        self, tick: Callable[[LoadProgress | None], object] | None
+    ) -> None:
         members = self._router.members
         told: LoadProgress | None = None
         self._loading.clear()
@@ -167,6 +175,8 @@ class ServerPool:
             if self._progress is not None and step is not None and step != told:
                 told = step
                 self._progress(step)
+            if tick is not None:
+                tick(step)
             self._router.wait(_LOOK_SECONDS)
         for member in members:
             if member.error is not None:
@@ -219,7 +229,14 @@ class ServerPool:
         """Return what each server is doing; shows itself as a table."""
         return PoolStatus(member.status() for member in self._router.members)
 
-    def logs(self) -> str:
+    def is_running(self) -> bool:
+        """Whether a server of the pool runs, or will be started again."""
+        return any(
+            member.manager.is_running() or member.is_kept
+            for member in self._router.members
+        )
+
+    def get_logs(self) -> str:
         """Return the logs of the servers, one after the other.
 
         Each line begins with the number of its server: ``[0] ...``. They are those of

@@ -3,43 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
-from llamatelemetry.server.state import ServerState
+from llamatelemetry.server.status import ServerStatus
 
 __all__ = ["PoolStatus", "ServerStatus"]
-
-
-@dataclass(frozen=True, slots=True)
-class ServerStatus:
-    """What one server of a pool is doing.
-
-    Attributes:
-        server: Its number: ``pool.servers[server]``.
-        state: Where it is in its life.
-        ready: Whether the pool sends it requests.
-        url: Where it answers; None before its port is known.
-        pid: Its process, or None while none runs.
-        cards: What it sees as CUDA_VISIBLE_DEVICES; "" for no card, None for all.
-        slots: Requests it serves at once.
-        in_flight: The pool's requests that it has now, waiting ones included.
-        requests: The pool's requests it was sent so far.
-        restarts: How often the pool has started it again.
-        error: Why it ended last or could not be started; None if all is well.
-    """
-
-    server: int
-    state: ServerState
-    ready: bool
-    url: str | None
-    pid: int | None
-    cards: str | None
-    slots: int
-    in_flight: int
-    requests: int
-    restarts: int
-    error: Exception | None
 
 
 _COLUMNS = ("server", "state", "cards", "url", "pid", "busy", "requests", "restarts")
@@ -80,8 +49,8 @@ def _cells(one: ServerStatus) -> tuple[str, ...]:
         ",".join(name[:12] for name in cards.split(",")),
         one.url or "",
         str(one.pid or ""),
-        f"{one.in_flight} of {one.slots}",
-        str(one.requests),
+        f"{'-' if one.in_flight is None else one.in_flight} of {one.slots}",
+        "-" if one.requests is None else str(one.requests),
         str(one.restarts),
     )
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from llamatelemetry.server.engine import Engine, find_engine
     from llamatelemetry.server.manager import ServerManager
     from llamatelemetry.server.state import ServerState
+    from llamatelemetry.server.status import ServerStatus
     from llamatelemetry.server.strays import StrayServer, find_strays
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "ServerConfig",
     "ServerManager",
     "ServerState",
+    "ServerStatus",
     "StrayServer",
     "find_engine",
     "find_strays",
@@ -28,6 +30,7 @@ _HOMES = {
     "ServerConfig": "config",
     "ServerManager": "manager",
     "ServerState": "state",
+    "ServerStatus": "status",
     "StrayServer": "strays",
     "find_engine": "engine",
     "find_strays": "strays",

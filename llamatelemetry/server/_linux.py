@@ -192,3 +192,19 @@ def available_memory() -> int | None:
         except ValueError:  # "max", or not there
             continue
     return min(limits, default=None)
+
+
+def total_memory() -> int | None:
+    """Return the bytes of RAM there are for this process, used or not; None if unknown.
+
+    The machine's, or its container's limit where that is less.
+    """
+    limits = [
+        int(line.split()[1]) * KIB
+        for line in _read(_PROC / "meminfo").splitlines()
+        if line.startswith(b"MemTotal:")
+    ]
+    for most in ("memory.max", "memory/memory.limit_in_bytes"):
+        with contextlib.suppress(ValueError):  # "max", or not there
+            limits.append(int(_read(_CGROUP / most)))
+    return min(limits, default=None)

@@ -11,6 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 MAX_LOG_BYTES = 4 * 2**20  # of memory, about 30,000 lines; the oldest are dropped
 MAX_LINE_BYTES = 16 * 2**10  # a longer line is cut into several
 
+LogPosition = tuple[int, int]
+"""A place in one start's log: which log of this process, and the number of a line."""
+
+_numbers = itertools.count(1)
+
 
 class LogBuffer:
     """The last lines of a log. Any thread may read while one thread appends."""
@@ -21,6 +26,7 @@ class LogBuffer:
         self._max_bytes = max_bytes
         self._first = 0  # the number of the oldest line that is kept
         self._closed = False
+        self._number = next(_numbers)  # no two logs of a process share it
         self._changed = threading.Condition()
 
     def append(self, line: str) -> None:
@@ -55,6 +61,20 @@ class LogBuffer:
         with self._changed:
             lines = list(self._lines)[-count:]
         return "\n".join(lines)
+
+    def since(self, position: LogPosition | None) -> tuple[LogPosition, list[str]]:
+        """Return the lines after a position, as far as they are kept, and the next one.
+
+        Args:
+            position: What an earlier call gave; None, or that of another log, for all.
+        """
+        number = position[1] if position and position[0] == self._number else 0
+        with self._changed:
+            end = self._first + len(self._lines)
+            count = max(end - max(number, self._first), 0)
+            # From the end: there are few new ones among many old ones.
+            lines = list(itertools.islice(reversed(self._lines), count))[::-1]
+        return (self._number, end), lines
 
     def follow(self) -> Iterator[str]:
         """Yield every line from the oldest kept on, then each as it comes.

@@ -37,8 +37,10 @@ from llamatelemetry.server.engine import (
 )
 from llamatelemetry.server.events import Event, Exited, LoadProgress, Notice
 from llamatelemetry.server.failures import explain_end
+from llamatelemetry.server.logs import LogPosition
 from llamatelemetry.server.parsing import parse_arguments
 from llamatelemetry.server.state import ALIVE, NEXT, ServerState
+from llamatelemetry.server.status import ServerStatus
 
 _POLL_SECONDS = 0.01
 _PROGRESS_SECONDS = 0.1
@@ -296,6 +298,20 @@ class ServerManager:
         if error is not None:
             raise error
 
+    def status(self) -> ServerStatus:
+        """Return what the server is doing, as a value."""
+        state, config = self.state, self.config or ServerConfig(None, port=0)
+        return ServerStatus(
+            server=0,
+            state=state,
+            ready=state is ServerState.READY,
+            url=config.url if config.port else None,
+            pid=self.pid,
+            cards=config.visible_devices,
+            slots=config.parallel,
+            error=self.error,
+        )
+
     @property
     def config(self) -> ServerConfig | None:
         """What the server was started with, with its real port; else what was given."""
@@ -335,6 +351,19 @@ class ServerManager:
         The oldest lines are dropped beyond about 4 MiB. Works after the end too.
         """
         return self._run.log.text() if self._run is not None else ""
+
+    def read_logs(
+        self, position: LogPosition | None = None
+    ) -> tuple[LogPosition | None, list[str]]:
+        """Return the log's lines since a position, and the position after them.
+
+        For those who look again and again: costs nothing where nothing is new.
+
+        Args:
+            position: What an earlier call gave; None for the beginning. That of an
+                earlier start counts as the beginning too.
+        """
+        return self._run.log.since(position) if self._run is not None else (None, [])
 
     def follow_logs(self) -> Iterator[str]:
         """Yield the log's lines from the beginning, then each as it comes.

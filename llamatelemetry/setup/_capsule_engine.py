@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llamatelemetry._environment import Token
-from llamatelemetry._progress import FileBar
+from llamatelemetry._progress import FileBar, Shown
 from llamatelemetry._units import without_secrets
 from llamatelemetry.exceptions import (
     ConfigurationError,
@@ -161,13 +161,13 @@ def _take_out_links(folder: Path) -> dict[str, str]:
     return links
 
 
-def open_engine(values: dict[str, Any], capsule: Path, *, shown: bool) -> Engine:
+def open_engine(values: dict[str, Any], capsule: Path, *, shown: Shown) -> Engine:
     """Return a capsule's engine, copied to where it can run; or the embedded one.
 
     Args:
         values: What the lock file says of it.
         capsule: The capsule.
-        shown: Whether a bar is shown.
+        shown: Whether a bar is shown; or what is called instead.
 
     Raises:
         ChecksumError: A file is not the one that was packed.

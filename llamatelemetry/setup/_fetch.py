@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from llamatelemetry._environment import Token
-from llamatelemetry._progress import FileBar
+from llamatelemetry._progress import FileBar, Shown
 from llamatelemetry._units import format_file_size
 from llamatelemetry.exceptions import (
     ChecksumError,
@@ -79,13 +79,13 @@ class ModelFetch:
     Attributes:
         cache: The cache folder that the user names; None for the usual ones.
         find_token: Finds the token; called only if the Hub has to be asked.
-        shown: Whether bars are shown.
+        shown: Whether bars are shown; or what is called instead, in any thread.
         called_off: Ends the transfers when it is set.
     """
 
     cache: Path | None = None
     find_token: Callable[[], Token | None] = field(default=hub_token, repr=False)
-    shown: bool = True
+    shown: Shown = True
     called_off: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def get(self, wanted: WantedModel) -> LocalModel:
@@ -113,7 +113,7 @@ class ModelFetch:
         for file in search.wanted.files:
             path = search.here[file.path]
             size = path.stat().st_size
-            shown = self.shown and known_digest(path) is None
+            shown = self.shown if known_digest(path) is None else False
             with FileBar(
                 path.name, size, cancelled=self.called_off, shown=shown
             ) as bar:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from llamatelemetry._environment import Platform, Token, detect_platform
+from llamatelemetry._progress import Relay, Shown
 from llamatelemetry._units import format_file_size
 from llamatelemetry.gpu.inventory import GPUInfo, detect_gpus
 from llamatelemetry.server.engine import Engine, EngineLike
@@ -21,14 +22,18 @@ from llamatelemetry.setup._together import run_both
 from llamatelemetry.setup._wanted import WantedModel, read_wanted
 from llamatelemetry.setup.catalog import CatalogModel
 from llamatelemetry.setup.engines import EMBEDDED_NOTE, EngineRequest, warn
-from llamatelemetry.setup.models import local_model, warn_unverified
+from llamatelemetry.setup.models import (
+    local_model,
+    unverified_notice,
+    warn_unverified,
+)
 
 if TYPE_CHECKING:
     from llamatelemetry.gguf.memory import MemoryPlan
     from llamatelemetry.server.config import ServerConfig
     from llamatelemetry.setup._setup_plan import SetupPlan
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["USUAL_MOST_BYTES", "Prepared", "prepare", "prepare_with_notices"]
 
 # What is imported inside a function here is not needed where engine and model are on
 # the machine already: then the whole call takes a few milliseconds.
@@ -97,7 +102,7 @@ def prepare(
     capsule: str | os.PathLike[str] | None = None,
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
-    progress: bool = True,
+    progress: Shown = True,
     dry_run: Literal[False] = False,
 ) -> Prepared: ...
 
@@ -110,7 +115,7 @@ def prepare(
     capsule: str | os.PathLike[str] | None = None,
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
-    progress: bool = True,
+    progress: Shown = True,
     dry_run: Literal[True],
 ) -> SetupPlan: ...
 
@@ -122,7 +127,7 @@ def prepare(
     capsule: str | os.PathLike[str] | None = None,
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
-    progress: bool = True,
+    progress: Shown = True,
     dry_run: bool = False,
 ) -> Prepared | SetupPlan:
     """Return an engine and a model, fetched and verified if they are not here yet.
@@ -138,7 +143,10 @@ def prepare(
         capsule: A folder that :func:`pack` made. None: an attached one, if there is.
         token: The Hub's token; see :func:`ensure_model`.
         cache_dir: The folder of the Hub's cache; see :func:`ensure_model`.
-        progress: Whether bars are shown.
+        progress: Whether bars are shown; or a function that is called instead, in this
+            thread and about ten times a second, with each
+            :class:`~llamatelemetry._progress.FileProgress`. What it raises calls the
+            work off.
         dry_run: Return what would be fetched, and whether it fits; fetch nothing. Only
             the Hub's list of files and the model's header are read.
 
@@ -155,31 +163,79 @@ def prepare(
     """
     find_token = token_finder(token)
     del token  # no traceback shows it
+    cache = Path(cache_dir).expanduser().absolute() if cache_dir else None
+    work, folder, name = _preparation(
+        model,
+        engine,
+        capsule=capsule,
+        cache=cache,
+        find_token=find_token,
+        progress=progress,
+    )
+    if dry_run:
+        return work.tell() if folder is None else work.tell_capsule(folder)
+    notices: list[str] = []
+    prepared = work.run(folder, name, notices)
+    warn(notices)
+    warn_unverified(prepared.model)
+    return prepared
+
+
+def prepare_with_notices(
+    model: ModelLike | None = None,
+    engine: EngineLike | None = None,
+    *,
+    capsule: str | os.PathLike[str] | None = None,
+    progress: Shown = True,
+    failed: list[str] | None = None,
+) -> tuple[Prepared, list[str]]:
+    """Do what :func:`prepare` does, and return what it would warn of.
+
+    Args:
+        model: The model.
+        engine: The engine.
+        capsule: A folder that :func:`pack` made.
+        progress: Whether bars are shown, or what is called instead.
+        failed: Where "engine" is noted if it is the engine that cannot be had.
+    """
+    work, folder, name = _preparation(
+        model,
+        engine,
+        capsule=capsule,
+        cache=None,
+        find_token=token_finder(None),
+        progress=progress,
+    )
+    if failed is not None:
+        work = replace(work, failed=failed)
+    notices: list[str] = []
+    prepared = work.run(folder, name, notices)
+    if not prepared.model.verified:
+        notices.append(unverified_notice(prepared.model))
+    return prepared, notices
+
+
+def _preparation(
+    model: ModelLike | None,
+    engine: EngineLike | None,
+    *,
+    capsule: str | os.PathLike[str] | None,
+    cache: Path | None,
+    find_token: Callable[[], Token | None],
+    progress: Shown,
+) -> tuple[_Preparation, Path | None, str | None]:
+    """Return the work to do, the capsule that is used, and what the model is called."""
     name = model.id if isinstance(model, CatalogModel) else model
+    text = None if name is None else os.fspath(name)
     gpus = tuple(detect_gpus())
     folder = Path(capsule) if capsule is not None else None
     attached = None if folder is not None else _attached_capsule(name)
     folder = folder or attached
+    settled = None if folder is not None else _settled(name, gpus)
     work = _Preparation(
-        gpus,
-        None if folder is not None else _settled(name, gpus),
-        engine,
-        Path(cache_dir).expanduser().absolute() if cache_dir else None,
-        find_token,
-        progress,
+        gpus, settled, engine, cache, find_token, progress, attached is not None
     )
-    if folder is not None:
-        text = None if name is None else os.fspath(name)
-        if attached is not None and not dry_run:
-            warn([f"the attached capsule {attached} is used: its model and its engine"])
-        return work.open_capsule(folder, text, dry_run=dry_run)
-    if dry_run:
-        return work.tell()
-    notices: list[str] = []
-    prepared = work.run(notices)
-    warn(notices)
-    warn_unverified(prepared.model)
-    return prepared
+    return work, folder, text
 
 
 def _attached_capsule(name: str | os.PathLike[str] | None) -> Path | None:
@@ -215,12 +271,27 @@ class _Preparation:
     engine: EngineLike | None
     cache: Path | None
     find_token: Callable[[], Token | None] = field(repr=False)
-    shown: bool
+    shown: Shown
+    attached: bool = False
+    failed: list[str] = field(default_factory=list)
 
-    def run(self, notices: list[str]) -> Prepared:
+    def run(
+        self, capsule: Path | None, name: str | None, notices: list[str]
+    ) -> Prepared:
         """Fetch both at the same time; add to the notices what one should know."""
+        if capsule is not None:
+            return self._open_capsule(capsule, name, notices)
+        if not callable(self.shown):
+            return self.run_both(notices)
+        relay = Relay(self.shown)  # from the threads that fetch to this one
+        return replace(self, shown=relay.note).run_both(notices, relay.tick)
+
+    def run_both(
+        self, notices: list[str], tick: Callable[[], object] | None = None
+    ) -> Prepared:
+        """Fetch both; the tick is called in this thread while it waits."""
         model, engine = run_both(
-            self._get_model, partial(self._get_engine, notices=notices)
+            self._get_model, partial(self._get_engine, notices=notices), tick=tick
         )
         return Prepared(engine, model, self.gpus, detect_platform())
 
@@ -238,26 +309,32 @@ class _Preparation:
         choice = request.choose() if named is None else request.choose_named(named)
         return plan_for([plan_engine(choice), *items], self.gpus, [problem])
 
-    def open_capsule(
-        self, folder: Path, model: str | None, *, dry_run: bool
-    ) -> Prepared | SetupPlan:
-        """Return what a capsule holds, or tell it; another engine if one is named."""
+    def tell_capsule(self, folder: Path) -> SetupPlan:
+        """Return what of a capsule would be used."""
+        from llamatelemetry.setup._setup_plan import (  # noqa: PLC0415
+            plan_capsule,
+            plan_for,
+        )
+
+        return plan_for(plan_capsule(folder.expanduser().absolute()), self.gpus)
+
+    def _open_capsule(
+        self, folder: Path, model: str | None, notices: list[str]
+    ) -> Prepared:
+        """Return what a capsule holds; another engine if one is named."""
         from llamatelemetry.setup.capsule import open_capsule, open_model  # noqa: PLC0415
 
-        if dry_run:
-            from llamatelemetry.setup._setup_plan import (  # noqa: PLC0415
-                plan_capsule,
-                plan_for,
+        if self.attached:
+            notices.append(
+                f"the attached capsule {folder} is used: its model and its engine"
             )
-
-            return plan_for(plan_capsule(folder.expanduser().absolute()), self.gpus)
         if self.engine is not None:
             local = open_model(folder, model=model, progress=self.shown)
             engine = EngineRequest(least_build(local)).get_named(self.engine)
         else:
             engine, local = open_capsule(folder, model=model, progress=self.shown)
             if engine.note.startswith(EMBEDDED_NOTE):
-                warn([engine.note], stacklevel=4)
+                notices.append(engine.note)
         return Prepared(engine, local, self.gpus, detect_platform())
 
     @property
@@ -276,7 +353,11 @@ class _Preparation:
     def _get_engine(self, called_off: threading.Event, notices: list[str]) -> Engine:
         request = self._request(called_off)
         named = self.engine
-        found = request.get() if named is None else request.get_named(named)
+        try:
+            found = request.get() if named is None else request.get_named(named)
+        except Exception:
+            self.failed.append("engine")
+            raise
         notices += request.notices
         return found
 

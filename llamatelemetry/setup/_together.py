@@ -48,6 +48,7 @@ def run_together(
     calls: Sequence[Callable[[threading.Event], _Answer]],
     *,
     called_off: threading.Event | None = None,
+    tick: Callable[[], object] | None = None,
 ) -> list[_Answer]:
     """Run calls at the same time and return their answers in order.
 
@@ -57,6 +58,8 @@ def run_together(
     Args:
         calls: Each takes the event that says that it is called off.
         called_off: Of who waits for all this; what is set there is set here.
+        tick: Called here ten times a second, and once at the end if all went well:
+            for what only the thread that waits may do. What it raises calls all off.
     """
     event = threading.Event()
     tasks = [_Task(call, event) for call in calls]
@@ -65,6 +68,8 @@ def run_together(
             task.start()
         for task in tasks:
             while not task.ended.wait(_POLL_SECONDS):
+                if tick is not None:
+                    tick()
                 if called_off is not None and called_off.is_set():
                     event.set()
                 if any(other.error is not None for other in tasks):
@@ -78,6 +83,8 @@ def run_together(
     # Those that were called off say nothing of why.
     for error in sorted(errors, key=lambda each: isinstance(each, CancelledError)):
         raise error
+    if tick is not None:
+        tick()
     return [task.answer for task in tasks]  # type: ignore[misc]
 
 
@@ -95,8 +102,10 @@ def _say_farewell(tasks: Sequence[_Task]) -> None:
 def run_both(
     first: Callable[[threading.Event], _First],
     second: Callable[[threading.Event], _Second],
+    *,
+    tick: Callable[[], object] | None = None,
 ) -> tuple[_First, _Second]:
     """Run two calls at the same time; see :func:`run_together`."""
     calls: list[Callable[[threading.Event], Any]] = [first, second]
-    one, other = run_together(calls)
+    one, other = run_together(calls, tick=tick)
     return one, other

@@ -17,7 +17,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 from llamatelemetry import __version__
-from llamatelemetry._progress import FileBar
+from llamatelemetry._progress import FileBar, Shown
 from llamatelemetry._units import format_file_size
 from llamatelemetry.exceptions import (
     ConfigurationError,
@@ -203,14 +203,14 @@ def _repo_of(name: str) -> str | None:
 
 
 def open_capsule(
-    folder: str | os.PathLike[str], *, model: str | None = None, progress: bool = True
+    folder: str | os.PathLike[str], *, model: str | None = None, progress: Shown = True
 ) -> tuple[Engine, LocalModel]:
     """Return the engine and the model of a capsule, verified. Connects to nothing.
 
     Args:
         folder: The capsule: the folder with ``capsule.json``.
         model: The model it must hold, or None.
-        progress: Whether bars are shown.
+        progress: Whether bars are shown; or what is called instead.
 
     Raises:
         ConfigurationError: The folder is no capsule, or holds another model.
@@ -225,7 +225,7 @@ def open_capsule(
 
 
 def open_model(
-    folder: str | os.PathLike[str], *, model: str | None = None, progress: bool = True
+    folder: str | os.PathLike[str], *, model: str | None = None, progress: Shown = True
 ) -> LocalModel:
     """Return the model of a capsule, verified; see :func:`open_capsule`."""
     place = Path(folder).expanduser().absolute()

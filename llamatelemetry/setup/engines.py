@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from llamatelemetry._environment import Token
-from llamatelemetry._progress import FileBar
+from llamatelemetry._progress import FileBar, Shown
 from llamatelemetry.exceptions import (
     ChecksumError,
     ConfigurationError,
@@ -121,7 +121,7 @@ class EngineRequest:
         min_build: The oldest build of llama.cpp that will do, or None.
         sha256: The digest that the user gives, or None.
         find_token: Finds the token; called only if the Hub has to be asked.
-        shown: Whether bars are shown.
+        shown: Whether bars are shown; or what is called instead, in any thread.
         called_off: Ends the downloads when it is set.
         notices: What one should know of the engine, for :func:`warn`: the work may be
             done in a thread, where a warning would name no line of the user's.
@@ -130,7 +130,7 @@ class EngineRequest:
     min_build: int | None = None
     sha256: str | None = None
     find_token: Callable[[], Token | None] = field(default=hub_token, repr=False)
-    shown: bool = True
+    shown: Shown = True
     called_off: threading.Event = field(default_factory=threading.Event, repr=False)
     notices: list[str] = field(default_factory=list, repr=False)
 

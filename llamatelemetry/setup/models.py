@@ -12,7 +12,7 @@ from llamatelemetry.exceptions import ModelError, SetupWarning
 from llamatelemetry.setup._checksums import checked_digest
 from llamatelemetry.setup._fetch import LocalModel, ModelFetch, verify
 from llamatelemetry.setup._hub import token_finder
-from llamatelemetry.setup._names import nearest_names, shown_names
+from llamatelemetry.setup._names import nearest_names, shard_names, shown_names
 from llamatelemetry.setup._search import attached_models
 from llamatelemetry.setup._wanted import read_wanted
 from llamatelemetry.setup.catalog import CatalogModel
@@ -22,6 +22,7 @@ __all__ = [
     "ensure_model",
     "get_model",
     "local_model",
+    "unverified_notice",
     "warn_unverified",
 ]
 
@@ -43,8 +44,9 @@ def ensure_model(
 
     Args:
         model: A name of the catalog ("qwen3-4b"), "owner/repo:file.gguf",
-            "owner/repo:Q4_K_M", an address on huggingface.co, the path of a file, or
-            "demo" for the one that comes with the package.
+            "owner/repo:Q4_K_M", an address on huggingface.co, the path of a file or
+            of a folder with one model, or "demo" for the one that comes with the
+            package.
         sha256: The digest it must have; for a model of one file.
         token: The Hub's token. None: ``HF_TOKEN``, the one saved by ``hf auth login``,
             Kaggle's or Colab's secret of the name ``HF_TOKEN``.
@@ -102,29 +104,42 @@ def get_model(
 def warn_unverified(model: LocalModel, stacklevel: int = 3) -> None:
     """Say so where nobody has stated what a model's bytes should be."""
     if not model.verified:
-        warnings.warn(
-            f"{model.path}: nobody has stated the digest of this file, so it was not "
-            "verified; give it as sha256=",
-            SetupWarning,
-            stacklevel=stacklevel,
-        )
+        warnings.warn(unverified_notice(model), SetupWarning, stacklevel=stacklevel)
+
+
+def unverified_notice(model: LocalModel) -> str:
+    """Return what one should know of a model that was compared with nothing."""
+    return (
+        f"{model.path}: nobody has stated the digest of this file, so it was not "
+        "verified; give it as sha256="
+    )
 
 
 def local_model(
     model: str | os.PathLike[str], *, sha256: str | None = None
 ) -> LocalModel | None:
-    """Return the model of a path, or None if the text is no path of a file.
+    """Return the model of a path, or None if the text is no path of a model.
+
+    Args:
+        model: The path of a file, or of a folder with one model; "demo"; or a model
+            that is here, which is returned as it is.
+        sha256: The digest it must have.
 
     Raises:
-        ModelError: There is no such file, or it is no GGUF.
+        ModelError: There is no such file, or it is no GGUF; or the folder has several
+            models, or none.
         ChecksumError: It has not the digest given.
     """
+    if isinstance(model, LocalModel) and sha256 in (None, model.sha256):
+        return model
     if model == "demo":
         path = DEMO_MODEL
     else:
         path = _attached(model) or _expanded(model)
+        if _is_folder(path):
+            path = _model_in(path, must=_is_surely_path(model)) or path
         if not _is_file(path):
-            if not isinstance(model, str) or _is_surely_path(model):
+            if _is_surely_path(model):
                 raise ModelError(_no_such_file(path))
             return None
     from llamatelemetry.gguf.reader import read_header  # noqa: PLC0415 -- files only
@@ -156,6 +171,39 @@ def _is_file(path: Path) -> bool:
         return False
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # as above
+        return False
+
+
+def _model_in(folder: Path, *, must: bool) -> Path | None:
+    """Return the one model of a folder, the first of its shards; None if it has none.
+
+    Projectors are no models.
+
+    Raises:
+        ModelError: It has several; or none, and there must be one.
+    """
+    names = sorted(
+        place.name
+        for place in folder.iterdir()
+        if place.name.lower().endswith(".gguf")
+        and not place.name.lower().startswith("mmproj")
+    )
+    models = sorted({shard_names(name)[0] for name in names})
+    if len(models) > 1:
+        raise ModelError(
+            f"the folder {str(folder)!r} has {len(models)} models; name one of its "
+            f"files: {shown_names(models)}"
+        )
+    if not models and must:
+        raise ModelError(f"the folder {str(folder)!r} has no GGUF file")
+    # Not the first shard's name, which may be missing: the reader says so.
+    return folder / names[0] if names else None
+
+
 def _attached(model: str | os.PathLike[str]) -> Path | None:
     """Return the attached file of this name, if there is one, and none here."""
     name = os.fspath(model)
@@ -165,8 +213,8 @@ def _attached(model: str | os.PathLike[str]) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
-def _is_surely_path(model: str) -> bool:
-    return model.startswith(("/", "./", "../", "~"))
+def _is_surely_path(model: str | os.PathLike[str]) -> bool:
+    return not isinstance(model, str) or model.startswith(("/", "./", "../", "~"))
 
 
 def _no_such_file(path: Path) -> str:

@@ -830,13 +830,13 @@ def test_the_key_opens_every_server(make_pool: MakePool, config: ServerConfig) -
             "Bearer sesame"
         }
         shown = f"{pool!r} {pool.client!r} {pool.status()!r} {pool.configs} "
-        assert "sesame" not in shown + pool.logs()
+        assert "sesame" not in shown + pool.get_logs()
 
 
 def test_logs_say_whose_line_it_is(make_pool: MakePool) -> None:
     """Each line begins with the number of its server."""
     with make_pool() as pool:
-        lines = pool.logs().splitlines()
+        lines = pool.get_logs().splitlines()
 
     assert {line[:4] for line in lines} == {"[0] ", "[1] "}
     assert sum("listening on" in line for line in lines) == 2
@@ -851,6 +851,38 @@ def test_the_status_is_a_table_and_rows(make_pool: MakePool) -> None:
         assert "none" in lines[1]
         assert len(lines) == 3
         assert json.loads(json.dumps(status.rows()))[0]["state"] == "ready"
+
+
+def test_a_pool_runs_as_long_as_a_server_does_or_will(make_pool: MakePool) -> None:
+    """A server that died is about to come back; after stop() none does."""
+    pool = make_pool()
+    assert not pool.is_running()
+    with pool:
+        assert pool.is_running()
+        pids = [server.pid for server in pool.servers]
+        for pid in pids:
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+        assert pool.is_running()
+        wait_for(lambda: pool.status().ready == 2, 30)
+        assert pool.is_running()
+    assert not pool.is_running()
+
+
+def test_a_start_may_be_looked_at_and_ended(make_pool: MakePool) -> None:
+    """The tick is called in the thread that starts; what it raises stops all again."""
+    told: list[LoadProgress | None] = []
+    pool = make_pool("slow")
+    pool.start(tick=told.append)
+    pool.stop()
+    assert len(told) > 1
+
+    def tick(_: LoadProgress | None) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        pool.start(tick=tick)
+    assert not pool.is_running()
 
 
 def test_a_reply_that_nobody_reads_frees_its_server(make_pool: MakePool) -> None:

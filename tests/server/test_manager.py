@@ -537,3 +537,29 @@ def test_signals_to_the_terminal_do_not_reach_the_server(
 
     assert os.getpgid(server.pid) == server.pid != os.getpgid(0)
     assert signal.SIGINT not in signal.sigpending()
+
+
+def test_the_status_is_one_value(make: Make, config: ServerConfig) -> None:
+    """Before, while and after it runs; a server alone counts no requests."""
+    assert ServerManager().status().state is ServerState.NEW
+    server = make("good", config.replace(parallel=3, visible_devices=""))
+    status = server.status()
+    assert (status.state, status.ready, status.url, status.pid, status.slots) == (
+        ServerState.NEW, False, None, None, 3,
+    )  # fmt: skip
+    with server:
+        status = server.status()
+        assert (status.state, status.ready) == (ServerState.READY, True)
+        assert (status.url, status.pid) == (server.get_url(), server.pid)
+        assert (status.cards, status.in_flight, status.requests) == ("", None, None)
+        assert status.error is None
+    status = server.status()
+    assert (status.state, status.ready, status.pid) == (
+        ServerState.STOPPED, False, None,
+    )  # fmt: skip
+
+    broken = make("crash", config)
+    with pytest.raises(ServerStartError), broken:
+        pass
+    assert broken.status().error is broken.error
+    assert broken.status().state is ServerState.FAILED

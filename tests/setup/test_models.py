@@ -14,6 +14,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 from stand_in_hub import StandInHub
 
@@ -762,3 +764,48 @@ def test_the_memory_of_verdicts_is_a_file_of_plain_json(
     assert [entry["sha256"] for entry in json.loads(text).values()] == [
         hashlib.sha256(model_bytes).hexdigest()
     ]
+
+
+def test_a_folder_stands_for_the_one_model_in_it(
+    tmp_path: Path, demo_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Projectors and other files are not counted; several models are named."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    with pytest.raises(ModelError, match="no GGUF file"):
+        ensure_model(folder)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError):  # a word, which may be the catalog's
+        ensure_model("models")
+    (folder / "demo.gguf").write_bytes(demo_model.read_bytes())
+    (folder / "MMPROJ-demo.gguf").write_bytes(b"GGUF")
+    (folder / "README.md").write_text("read me")
+    for name in (folder, str(folder), "models", "./models/"):
+        assert ensure_model(name).path == folder / "demo.gguf"
+    found = ensure_model(folder)
+    assert ensure_model(found) == found
+
+    (folder / "other.gguf").write_bytes(demo_model.read_bytes())
+    with pytest.raises(ModelError, match="has 2 models.*: demo.gguf, other.gguf"):
+        ensure_model(folder)
+
+
+def test_a_folder_may_hold_one_set_of_shards(tmp_path: Path) -> None:
+    """The first shard is the model's path; one that is missing is told."""
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama", split_max_tensors=1)
+    for number in range(2):
+        writer.add_tensor(f"t.{number}", np.zeros((4, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    found = ensure_model(tmp_path)
+    assert [path.name for path in found.files] == [
+        "m-00001-of-00002.gguf",
+        "m-00002-of-00002.gguf",
+    ]
+    assert found.path == found.files[0]
+    found.path.unlink()
+    with pytest.raises(ModelError, match="m-00001-of-00002.gguf"):
+        ensure_model(tmp_path)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from engine_tools import bundle, entry
+from manager_tools import wait_for
 from nvml_tools import StandInDriver, t4
 from stand_in_hub import StandInHub
 
 from llamatelemetry import LlamaCppClient, ServerConfig, ServerManager, prepare
+from llamatelemetry._progress import FileProgress
 from llamatelemetry.exceptions import (
     ChecksumError,
     ConfigurationError,
@@ -300,3 +303,42 @@ def test_the_token_appears_nowhere(hub: StandInHub, tmp_path: Path, how: str) ->
     for file in tmp_path.rglob("*"):
         if file.is_file():
             assert SECRET.encode() not in file.read_bytes(), file
+
+
+def test_a_function_sees_how_far_both_are(
+    shop: StandInHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Engine and model are told of in the caller's thread, to their last byte."""
+    told: list[FileProgress] = []
+    threads = set()
+
+    def progress(file: FileProgress) -> None:
+        threads.add(threading.current_thread())
+        told.append(file)
+
+    prepared = prepare(NAME, progress=progress)
+
+    assert threads == {threading.current_thread()}
+    last = {file.name: file for file in told if file.ended}
+    assert last["demo-Q8_0.gguf"].done == prepared.model.size
+    assert last["test-engine"].total
+    assert len(last) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_a_function_that_raises_calls_both_off(shop: StandInHub) -> None:
+    """The error comes out as it is, and no thread goes on."""
+
+    def progress(_: FileProgress) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        prepare(NAME, progress=progress)
+    wait_for(
+        lambda: (
+            not any(
+                thread.name == "llamatelemetry-download"
+                for thread in threading.enumerate()
+            )
+        )
+    )

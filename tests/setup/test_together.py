@@ -284,3 +284,33 @@ def test_ctrl_c_does_not_wait_for_what_does_not_end(
         end.set()
         striker.join()
         ended.wait()
+
+
+def test_who_waits_may_look_at_the_work() -> None:
+    """The tick is called in the waiting thread, while there is work and at its end."""
+    ticks: list[threading.Thread] = []
+    waited = threading.Event()
+
+    def tick() -> None:
+        ticks.append(threading.current_thread())
+        waited.set()
+
+    def work(_: threading.Event) -> bool:
+        return waited.wait(30)
+
+    assert run_both(work, work, tick=tick) == (True, True)
+    assert len(ticks) >= 2
+    assert set(ticks) == {threading.current_thread()}
+
+
+def test_a_tick_that_fails_calls_the_work_off() -> None:
+    """What it raises comes out, once the others have ended."""
+
+    def tick() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run_together([until_called_off, until_called_off], tick=tick)
+    assert not any(
+        thread.name == "llamatelemetry-download" for thread in threading.enumerate()
+    )

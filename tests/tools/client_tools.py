@@ -47,6 +47,13 @@ class StandIn:
         prefix = "/" + url.split("/", 3)[3].strip("/") + "/"
         return [entry for entry in self.all_seen() if prefix in entry["target"]]
 
+    def asked(self, url: str) -> dict[str, Any]:
+        """Return the last chat that was asked for at an address.
+
+        A panel asks other things beside it, at any time.
+        """
+        return [one for one in self.seen(url) if "/chat/" in one["target"]][-1]
+
     def all_seen(self) -> list[dict[str, Any]]:
         """Return all requests that came."""
         with self._opener.open(f"http://127.0.0.1:{self.port}/seen") as reply:

@@ -25,6 +25,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 DEFAULTS: dict[str, Any] = {
     "status": 200,  # of the answer
@@ -32,6 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "error": "",  # type of the error that goes with a bad status
     "before": 0.0,  # seconds before the first byte of the answer
     "tokens": 3,  # how many pieces of text
+    "texts": "",  # a JSON file of texts, "/" as %2F: one named is told, another echoed
     "thoughts": 0,  # how many pieces of thinking before them
     "pace": 0.0,  # seconds before each piece
     "hush": 0.0,  # seconds of silence after the first piece
@@ -83,7 +85,7 @@ class Options(dict[str, Any]):
         """Take in options joined by commas."""
         for pair in pairs.split(","):
             key, _, value = pair.partition("=")
-            self[key] = type(DEFAULTS[key])(value)
+            self[key] = type(DEFAULTS[key])(unquote(value))
 
 
 class Handler(socketserver.StreamRequestHandler):
@@ -229,7 +231,7 @@ class Handler(socketserver.StreamRequestHandler):
             done = {"total": 10, "cache": 2, "processed": 2 + number, "time_ms": 1}
             self.send_event(chunk(chat, role=True) | {"prompt_progress": done})
         self.send_event(chunk(chat, role=True))
-        for number, piece in enumerate(pieces(options)):
+        for number, piece in enumerate(pieces(options, body)):
             self.wait(options["pace"])
             if number == 1:
                 self.die("spoken")
@@ -355,8 +357,14 @@ OTHER: dict[str, Any] = {
 }
 
 
-def pieces(options: Options) -> list[dict[str, Any]]:
+def pieces(options: Options, body: Any) -> list[dict[str, Any]]:
     """Return what the answer consists of, piece by piece."""
+    if options["texts"]:
+        asked = body["messages"][-1]["content"]
+        text = json.loads(Path(options["texts"]).read_text()).get(asked, asked)
+        size = max(7, len(text) // 50)
+        parts = range(0, len(text), size)
+        return [{"text": text[start : start + size]} for start in parts]
     if options["calls"]:
         return [
             {"calls": [{"index": call, "function": {"arguments": part}, **head}]}

@@ -239,6 +239,12 @@ def main() -> None:
             time.sleep(1)
         sys.stdout.write(HELP.read_text())
         return
+    if "--version" in sys.argv:
+        sys.stdout.write("version: 11434 (stand-in)\n")
+        return
+    if "--list-devices" in sys.argv:
+        sys.stdout.write("Available devices:\n")
+        return
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("mode", choices=MODES)
     parser.add_argument("--host", default="127.0.0.1")
