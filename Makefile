@@ -24,7 +24,8 @@ PANEL_TESTS := $(addprefix tests/widgets/test_,panel.py outbox.py toolkit.py tic
                dashboard.py)
 
 # The browser of the panels' tests.
-BROWSER_PACKAGES := chromium fonts-dejavu-core fonts-noto-color-emoji
+BROWSER_PACKAGES := chromium fonts-dejavu-core fonts-liberation \
+                    fonts-noto-color-emoji fonts-droid-fallback
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),sudo)
 
 .PHONY: demo test check lint format bench clean

@@ -3,8 +3,8 @@
 Each side is a Python process of its own, from its start to the first piece of an
 answer, imports included. By hand: the same program with the same arguments, started
 with subprocess; /health asked every 10 ms; one streamed chat with requests. The model
-has the shape of Llama 3.2 1B and a hole for its weights; where that one loads in less
-than 4 s, it has the shape of SmolLM3 3B.
+has the shape of Llama 3.2 1B and a hole for its weights; where that one is ready in
+less than 4 s, the shape of SmolLM3 3B or of Llama 3.1 8B.
 
     python benchmarks/launch.py [--json PATH] [--rounds N]
 """
@@ -34,7 +34,7 @@ from llamatelemetry.server.engine import build_environment, find_engine
 ROUNDS = 5
 BOUND = 1.15
 LEAST_SECONDS = 4.0
-SHAPES = ("llama-3.2-1b", "smollm3-3b")
+SHAPES = ("llama-3.2-1b", "smollm3-3b", "llama-3.1-8b")
 CONTEXT = 2048
 # The weights are zeros, so that all tokens are equally likely, the last one too.
 ASKED = "{'role': 'user', 'content': 'Hi'}"

@@ -70,6 +70,30 @@ BENCHMARKS = [
         "asking it, imports included in both, for a model that takes at least 4 s to "
         "load.",
     ),
+    (
+        "chat_stop.py",
+        "Stopping an answer",
+        "Bounds: from the click on Stop to the idle slot at most 300 ms in 95 of 100 "
+        "tries while the model answers; an answer of 1,024 tokens at 40 a second sends "
+        "at most 200 kB to the page, 400 kB as one block of code. While a prompt is "
+        "read, an engine first finishes the batch it is at.",
+    ),
+    (
+        "chat_rendering.py",
+        "Showing an answer",
+        "What the pieces of an answer cost, against rendering the whole of it anew. No "
+        "hostile answer takes a second.",
+    ),
+    (
+        "vram_chart.py",
+        "The chart of the cards' memory",
+        "Bound: a new sample of two cards takes at most 8 ms of CPU.",
+    ),
+    (
+        "panels.py",
+        "An open dashboard",
+        "Bounds: under 2 % of one core at rest; under 20 MB more after an hour of use.",
+    ),
 ]
 VERSIONS = (
     "requests",
@@ -80,6 +104,11 @@ VERSIONS = (
     "gguf",
     "huggingface_hub",
     "nvidia-ml-py",
+    "ipywidgets",
+    "ipykernel",
+    "matplotlib",
+    "markdown-it-py",
+    "nh3",
 )
 
 

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from llamatelemetry.gpu.inventory import detect_gpus
     from llamatelemetry.gpu.monitor import GPUMonitor
     from llamatelemetry.pool.server_pool import ServerPool
-    from llamatelemetry.server.config import ServerConfig
-    from llamatelemetry.server.manager import ServerManager
+    from llamatelemetry.server import ServerConfig, ServerManager
     from llamatelemetry.session import launch
     from llamatelemetry.setup import ensure_engine, ensure_model, prepare
 
