@@ -174,8 +174,8 @@ def labels_of(
     """
     groups: list[tuple[float, list[str]]] = []
     for time, text in marks:
-        if time > until:
-            break
+        if time > until:  # the clock was set back after it
+            continue
         if groups and 0 <= time - groups[-1][0] < apart:
             groups[-1][1].append(text)
         else:
@@ -266,8 +266,11 @@ def scale_top(device: Device, highest: float) -> float:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in words: ``90 seconds``, ``5 minutes``."""
+    """Return a time in words: ``90 seconds``, ``5 minutes``, ``24 hours``."""
     minutes, rest = divmod(seconds, 60)
+    hours, more = divmod(seconds, 3600)
+    if hours > 1 and not more:
+        return f"{hours:g} hours"
     if minutes and not rest:
         return "1 minute" if minutes == 1 else f"{minutes:g} minutes"
     return f"{seconds:g} seconds"

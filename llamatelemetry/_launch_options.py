@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias, get_args
 
@@ -12,8 +13,11 @@ from llamatelemetry.exceptions import ConfigurationError
 from llamatelemetry.gguf._cards import GPU, checked_gpus
 from llamatelemetry.gpu.inventory import GPUInfo, detect_gpus
 from llamatelemetry.placement import Goal, Placement
+from llamatelemetry.server._preflight import with_absolute_paths
 from llamatelemetry.server.config import ServerConfig
-from llamatelemetry.server.engine import EngineLike
+from llamatelemetry.server.engine import Engine, EngineLike
+from llamatelemetry.setup._capsule_files import LOCK_NAME
+from llamatelemetry.setup._fetch import LocalModel
 from llamatelemetry.setup.catalog import CatalogModel
 
 __all__ = ["Cards", "LaunchModel", "LaunchOptions"]
@@ -45,7 +49,8 @@ class LaunchOptions:
     """What a session is launched with; see :func:`llamatelemetry.launch`.
 
     Attributes:
-        model: The model, as it was named; None for a recommended one.
+        model: The model, as it was named; None for a recommended one. A file or folder
+            by its whole path, which a change of the working folder cannot break.
         context_size: Tokens of context for each request; None for the usual.
         gpus: The cards as text, or as a tuple of indices and cards; None for those of
             this machine, () for the CPU.
@@ -53,7 +58,7 @@ class LaunchOptions:
         parallel: Requests at once; None for what fits the goal.
         engine: The engine, as it was named; None for the one that fits.
         port: The port; 0 for any free one.
-        config: Other fields of :class:`ServerConfig`.
+        config: Other fields of :class:`ServerConfig`; their paths are whole too.
     """
 
     model: LaunchModel = None
@@ -68,12 +73,15 @@ class LaunchOptions:
     def __post_init__(self) -> None:
         if self.gpus is not None and not isinstance(self.gpus, str):
             object.__setattr__(self, "gpus", _tuple_of(self.gpus))
-        object.__setattr__(self, "config", MappingProxyType(dict(self.config)))
+        _check_names(self.model, self.engine)
+        object.__setattr__(self, "model", _whole_path(self.model))
         _check_config(self.config)
         _check_values(self.context_size, self.parallel, self.goal)
         if isinstance(self.model, Placement):
             self._check_placement()
-        self.base_config()
+        whole = with_absolute_paths(self.base_config())
+        config = {name: getattr(whole, name) for name in self.config}
+        object.__setattr__(self, "config", MappingProxyType(config))
         self.cards()
 
     def _check_placement(self) -> None:
@@ -149,6 +157,49 @@ def _tuple_of(gpus: Any) -> tuple[Any, ...]:
         ) from None
 
 
+def _check_names(model: object, engine: object) -> None:
+    """Refuse what names no model or engine.
+
+    Raises:
+        ConfigurationError: One is of a type that cannot be meant.
+    """
+    texts = (str, os.PathLike)
+    if not isinstance(model, (*texts, CatalogModel, Placement, type(None))):
+        raise ConfigurationError(
+            f"model is {model!r}; it must be a name, a path, a CatalogModel or a "
+            "Placement"
+        )
+    command = isinstance(engine, (list, tuple)) and all(
+        isinstance(word, texts) for word in engine
+    )
+    if not command and not isinstance(engine, (*texts, Engine, type(None))):
+        raise ConfigurationError(
+            f"engine is {engine!r}; it must be an Engine, the path of a program, or a "
+            "command as a list of texts"
+        )
+
+
+def _whole_path(model: LaunchModel) -> LaunchModel:
+    """Return a model's file or folder by its whole path; anything else as it is."""
+    known = (CatalogModel, Placement, LocalModel, type(None))
+    if isinstance(model, known) or model == "demo":
+        return model
+    path = os.path.expanduser(os.fspath(model))  # noqa: PTH111 - may be no path at all
+    # A folder may only happen to have the name of a repository.
+    if os.path.isfile(path) or (os.path.isdir(path) and _has_models(path)):  # noqa: PTH112, PTH113 - as above
+        path = os.path.abspath(path)  # noqa: PTH100 - as above
+        return path if isinstance(model, str) else Path(path)
+    return model
+
+
+def _has_models(folder: str) -> bool:
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return False
+    return any(name == LOCK_NAME or name.lower().endswith(".gguf") for name in names)
+
+
 def _check_config(config: Mapping[str, Any]) -> None:
     """Refuse fields that a launch decides; ServerConfig refuses unknown ones.
 
@@ -211,5 +262,5 @@ def _same_name(model: LaunchModel) -> object:
         return model.id
     if model is None or isinstance(model, Placement):
         return model
-    path = os.path.expanduser(os.fspath(model))  # noqa: PTH111 - may be no path at all
-    return os.path.realpath(path) if os.path.exists(path) else path  # noqa: PTH110 - as above
+    path = os.fspath(model)
+    return os.path.realpath(path) if os.path.exists(path) else path  # noqa: PTH110 - may be no path at all

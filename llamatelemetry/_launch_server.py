@@ -13,6 +13,7 @@ from llamatelemetry._launch_options import LaunchOptions
 from llamatelemetry._launch_setup import Equipment, is_demo_file
 from llamatelemetry._placement_ways import DEFAULT_CONTEXT
 from llamatelemetry.exceptions import (
+    ConfigurationError,
     OutOfMemoryError,
     PortInUseError,
     ServerNotRunningError,
@@ -82,6 +83,7 @@ class Plans:
         engine = self._found.engine
         if isinstance(self._options.model, Placement):
             configs = self._options.model.configs
+            _check_cards(self._options.model)
         else:
             assert self._base is not None  # noqa: S101 - see __init__
             configs = (self._base.config.replace(model_path=str(self._found.model)),)
@@ -95,10 +97,12 @@ class Plans:
         """Return where it runs, with what is free now.
 
         Raises:
+            ConfigurationError: A placement names a card that is not here.
             OutOfMemoryError: It fits nowhere; names the nearest that does.
         """
         options = self._options
         if isinstance(options.model, Placement):
+            _check_cards(options.model)
             return _with_port(options.model, options.port)
         placement = self._placed(self._places())
         try:
@@ -184,6 +188,25 @@ def _build_of(engine: Engine) -> int | None:
     records = installed_engines() if engine.source == "setup" else []
     same = (one.build for one in records if engine_of_record(one) == engine)
     return next(same, None)
+
+
+def _check_cards(placement: Placement) -> None:
+    """Refuse a placement that was made for other cards.
+
+    A CUDA engine would see none of them, and run on the CPU without a word.
+
+    Raises:
+        ConfigurationError: It names a card that is not here.
+    """
+    named = ",".join(config.visible_devices or "" for config in placement.configs)
+    wanted = [name.strip() for name in named.split(",") if name.startswith("GPU-")]
+    here = [gpu.uuid or "" for gpu in detect_gpus()] if wanted else []
+    for name in wanted:
+        if not any(uuid.startswith(name) for uuid in here):
+            raise ConfigurationError(
+                f"the placement was made for the card {name}, which is not here; "
+                "make it again with plan_placement, or give the model's name"
+            )
 
 
 def _with_port(placement: Placement, port: int) -> Placement:

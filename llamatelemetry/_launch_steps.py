@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ _TELL_SECONDS = 0.2
 _MARKS = {"waiting": "·", "running": "…", "done": "✓", "failed": "✗"}
 _BAR_CELLS = 20
 _LONGEST = 500  # characters of a step's text
-_LINE = 100  # characters of a line that is written over again and again
+_LINE = 100  # characters of a line that is written over again and again, at most
 
 State = Literal["waiting", "running", "done", "failed"]
 
@@ -106,7 +107,7 @@ class Steps(tuple[Step, ...]):  # noqa: SLOT001 - it has no attributes
             )
             for step in self
         ]
-        parts = [_html.table(rows, left=4)]
+        parts = [_html.table(rows, left=4, whole=True)]
         if self.fraction is not None:
             share = f"{self.fraction:.0%}"
             piece = _html.Segment(self._doing, self.fraction, _html.COLOURS[0], share)
@@ -189,8 +190,8 @@ class StepRecord:
             failed: Those of several side by side that have failed, looked at then;
                 empty for the last that had not ended.
         """
-        self.begin(*names)
         try:
+            self.begin(*names)
             yield self
         except BaseException as error:
             running = [name for name in names if self._step(name).state == "running"]
@@ -262,7 +263,9 @@ class TerminalDisplay:
         if self._has_line:
             text = f"\r\x1b[K{text}"
         self._has_line = bool(line)
-        stream.write(text + line[:_LINE])
+        # What a narrow terminal breaks into two lines could not be written over.
+        columns = shutil.get_terminal_size().columns
+        stream.write(text + line[: min(_LINE, columns - 1)])
         stream.flush()
 
 

@@ -13,9 +13,10 @@ from llamatelemetry.server.manager import ServerManager
 from llamatelemetry.server.state import ServerState
 
 if TYPE_CHECKING:
+    from llamatelemetry.api.client import RequestRecord
     from llamatelemetry.session import Session
 
-__all__ = ["html", "server_state", "text", "watched"]
+__all__ = ["html", "outcome", "server_state", "text", "watched"]
 
 _LONGEST = 500  # characters of a sentence
 _INDENT = 10
@@ -41,6 +42,13 @@ def watched(monitor: GPUMonitor) -> str:
         cards = "one card" if count == 1 else f"{count} cards"
         return f"{cards}, every {monitor.interval:g} s"
     return f"no card to watch: {monitor.problem or 'there is none'}"
+
+
+def outcome(record: RequestRecord) -> str:
+    """Return in words how a request ended."""
+    if record.usage is not None:
+        return f"{getattr(record.usage, 'completion_tokens', 0)} tokens"
+    return type(record.error).__name__ if record.error is not None else "cancelled"
 
 
 def text(session: Session) -> str:

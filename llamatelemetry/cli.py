@@ -37,7 +37,9 @@ from llamatelemetry.server.engine import EngineLike, find_engine
 from llamatelemetry.server.events import Notice
 from llamatelemetry.server.manager import ServerManager
 from llamatelemetry.server.parsing import parse_arguments
+from llamatelemetry.setup._capsule_files import LOCK_NAME
 from llamatelemetry.setup._prepare import prepare
+from llamatelemetry.setup.models import local_model
 
 _USAGE_ERROR = 2
 _FAILURE = 1
@@ -46,7 +48,10 @@ _INTERRUPTED = 130  # as shells say of Ctrl-C
 _UNFINISHED = {"setup", "pack", "demo"}
 
 
-_MODEL_HELP = "a GGUF file, a name of the catalog, owner/repo:file.gguf, or 'demo'"
+_MODEL_HELP = (
+    "a GGUF file, a folder with one or a capsule, a name of the catalog, "
+    "owner/repo:file.gguf, or 'demo'"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -226,9 +231,15 @@ def _model_and_engine(name: str, engine: str | None) -> tuple[str, EngineLike | 
     """
     if name == "demo":
         return str(DEMO_MODEL), engine
-    if Path(name).exists() or (name.lower().endswith(".gguf") and ":" not in name):
+    place = Path(name)
+    if (place / LOCK_NAME).is_file():
+        prepared = prepare(None, engine, capsule=place)
+    elif place.is_dir() and (found := local_model(name)) is not None:
+        return str(found), engine
+    elif place.is_file() or (name.lower().endswith(".gguf") and ":" not in name):
         return name, engine
-    prepared = prepare(name, engine)
+    else:
+        prepared = prepare(name, engine)
     return str(prepared.model), prepared.engine
 
 

@@ -8,16 +8,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from llamatelemetry import _session_view as view
 from llamatelemetry._launch_options import Cards, LaunchModel, LaunchOptions
-from llamatelemetry._launch_server import (
-    Plans,
-    Server,
-    make_server,
-    start_server,
-)
+from llamatelemetry._launch_server import Plans, Server, make_server, start_server
 from llamatelemetry._launch_setup import Equipment, set_up
 from llamatelemetry._launch_steps import (
     Show,
@@ -126,7 +122,7 @@ def launch(
         running = before is not None and before.server.is_running()
         if before is not None and running and not replace:
             return _same(before, options, show)
-        silent = progress is False
+        silent = _is_silent(progress)
         return _launched(options, before, running=running, show=show, silent=silent)
 
 
@@ -182,22 +178,33 @@ def _launched(
     found = set_up(options, record)
     if silent:
         warn(found.warnings, stacklevel=4)
-    with record.failing("plan"):
-        plans = Plans(options, found)
-        if running:
-            plans.check()
-        if before is not None:
-            before.close()
-        placement = plans.decide()
-        session = Session(options, found, placement)
-        record.end("plan", placement.reason)
     with contextlib.ExitStack() as undo:
+        with record.failing("plan"):
+            plans = Plans(options, found)
+            if running:
+                plans.check()
+            if before is not None:
+                undo.push(partial(_tell_closed, before, ran=running))
+                before.close()
+            placement = plans.decide()
+            session = Session(options, found, placement)
+            record.end("plan", placement.reason)
         undo.callback(session.close)
         session._begin(record)  # noqa: SLF001 - the same module
-        session._told(record.steps, time.monotonic() - began)  # noqa: SLF001 - as above
+        session._steps, session._seconds = record.steps, time.monotonic() - began  # noqa: SLF001 - as above
         _Current.session = session
         undo.pop_all()
     return session
+
+
+def _tell_closed(
+    before: Session, _kind: object, error: BaseException | None, _: object, *, ran: bool
+) -> None:
+    """Say of what fails late that the session which ran is gone."""
+    if error is not None and ran:
+        error.add_note(
+            f"the session before, of {before.model.name}, is closed; launch it again"
+        )
 
 
 class Session:
@@ -349,36 +356,34 @@ class Session:
             began = time.monotonic()
             record = StepRecord(_STEPS[:-1], self._shown(progress))
             found = set_up(changed, record)
-            if progress is False:
+            if _is_silent(progress):
                 warn(found.warnings)
             try:
                 placement = self._replace_plan(changed, found, record)
-                kept = (self._options, self._found, self._placement, self._server)
-                self._options, self._found, self._placement = changed, found, placement
-                self._server = make_server(placement, found.engine)
-                try:
+                with self._kept_if_failed():
+                    self._options, self._found = changed, found
+                    self._placement = placement
+                    self._server = make_server(placement, found.engine)
                     self._start(record)
-                except BaseException:
-                    self._options, self._found, self._placement, self._server = kept
-                    raise
             except BaseException as error:
-                if not self._server.is_running():
+                if not self._closed and not self._server.is_running():
                     error.add_note(
                         "the session has no server now; session.restart() starts the "
                         "one before again"
                     )
                 raise
-            self._told(record.steps, time.monotonic() - began)
+            self._steps, self._seconds = record.steps, time.monotonic() - began
 
     def close(self) -> None:
         """Stop the server and the monitor, and end the session; once is enough."""
-        if self._closed:
-            return
         self._closed = True
         try:
             self.stop()
             with self._changing:  # what was starting has noticed by now
                 self._server.stop()
+        except BaseException:  # interrupted, perhaps before anything was stopped
+            self._server.stop()
+            raise
         finally:
             if self._client is not None:
                 self._client.close()
@@ -398,15 +403,8 @@ class Session:
 
     def on_request(self, record: RequestRecord) -> None:
         """Mark a finished request on the monitor: for ``on_request`` of a client."""
-        if record.kind not in _ANSWERS:
-            return
-        if record.usage is not None:
-            tokens = getattr(record.usage, "completion_tokens", 0)
-            self.monitor.mark(f"request: {tokens} tokens")
-        elif record.error is not None:
-            self.monitor.mark(f"request: {type(record.error).__name__}")
-        else:
-            self.monitor.mark("request: cancelled")
+        if record.kind in _ANSWERS:
+            self.monitor.mark(f"request: {view.outcome(record)}")
 
     def __enter__(self) -> Self:
         return self
@@ -448,6 +446,8 @@ class Session:
     def _changed(self, model: LaunchModel, options: dict[str, Any]) -> LaunchOptions:
         """Return the options with what is named changed."""
         old = self._options
+        if isinstance(model, Placement):  # has decided the rest
+            old = LaunchOptions(engine=old.engine, port=old.port)
         own = {item.name for item in fields(LaunchOptions)} - {"model", "config"}
         named = {name: value for name, value in options.items() if name in own}
         config = {name: value for name, value in options.items() if name not in own}
@@ -478,28 +478,41 @@ class Session:
             record.end("monitor", view.watched(self.monitor))
 
     def _start(self, record: StepRecord) -> None:
-        """Start the server, and stop it if that does not end well."""
-        with record.failing("server"):
+        """Start the server and connect to it; stop it if that does not end well."""
 
-            def tick(step: LoadProgress | None) -> None:
-                self._check_halted()
-                if step is None:
-                    record.tick()
-                    return
-                doing = f"loading {self.model.name}"
-                record.note("server", doing, step.bytes_loaded, self.model.size)
+        def tick(step: LoadProgress | None) -> None:
+            self._check_halted()
+            if step is None:
+                record.tick()
+                return
+            doing = f"loading {self.model.name}"
+            record.note("server", doing, step.bytes_loaded, self.model.size)
 
-            try:
+        try:
+            with record.failing("server"):
                 start_server(self._server, self._placement, tick)
-                self._check_halted()
-            except BaseException:
-                self._server.stop()
-                raise
-            self.monitor.mark("model loaded")
-            record.end("server", view.server_state(self._server))
-        with record.failing("client"):
-            self._connect()
-            record.end("client", f"{self._client!r}")
+                self.monitor.mark("model loaded")
+                record.end("server", view.server_state(self._server))
+            with record.failing("client"):
+                self._connect()
+                record.end("client", f"{self._client!r}")
+        except BaseException:
+            self._server.stop()
+            raise
+
+    @contextlib.contextmanager
+    def _kept_if_failed(self) -> Iterator[None]:
+        """Have what the session was before again if what follows does not end well."""
+        kept = (self._options, self._found, self._placement, self._server)
+        client, connected = self._client, self._connected
+        try:
+            yield
+        except BaseException:
+            self._options, self._found, self._placement, self._server = kept
+            self._client, self._connected = client, connected
+            raise
+        if client is not None:
+            client.close()
 
     def _connect(self) -> None:
         """Make a client, unless the one there is leads to the same server."""
@@ -514,22 +527,24 @@ class Session:
         else:
             key = self._placement.configs[0].api_key
             self._client = LlamaCppClient(self.url, key, on_request=self.on_request)
+        if old is not None and self._connected is server:
+            old.close()  # in a relaunch the old one may be needed again
         self._connected = server
-        if old is not None:
-            old.close()
-
-    def _told(self, steps: Steps, seconds: float) -> None:
-        self._steps, self._seconds = steps, seconds
 
 
 # ── show ─────────────────────────────────────────────────────────────────────────
+
+
+def _is_silent(progress: Progress) -> bool:
+    """Whether no steps are shown, which would tell what a warning has to tell then."""
+    return not callable(progress) and (not progress or turned_off())
 
 
 def _display(progress: Progress) -> Show:
     """Return what shows steps: a function, a notebook's output, lines, or nothing."""
     if callable(progress):
         return progress
-    if not progress or turned_off():
+    if _is_silent(progress):
         return lambda _: None
     from llamatelemetry.widgets import _toolkit  # noqa: PLC0415 - the one way up
 

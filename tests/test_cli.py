@@ -189,6 +189,21 @@ def test_serve_runs_until_a_signal_and_leaves_nothing(
     assert not _linux.listening_inodes(int(url.rpartition(":")[2]))
 
 
+def test_a_folder_with_one_model_is_that_model(
+    tmp_path: Path, demo_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both serve and chat find it as launch() does; an empty folder is bad input."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    assert cli.main(["chat", str(folder), "--engine", "embedded"]) == 2
+    (folder / "m.gguf").write_bytes(demo_model.read_bytes())
+    monkeypatch.setattr("builtins.input", lambda _: "/exit")
+    arguments = ["chat", str(folder), "--engine", "embedded", "-c", "512"]
+    assert cli.main(arguments) == 0
+    arguments = ["serve", str(folder), "--engine", "embedded", "--no-such-flag"]
+    assert cli.main(arguments) == 2  # the flag, not the folder, is wrong
+
+
 def test_serve_reports_a_server_that_fails(
     engine: Engine, tmp_path: Path, demo_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,6 +29,28 @@ def test_a_step_tells_bytes_seconds_and_why() -> None:
     assert Step("plan", bytes_done=5, bytes_total=4).fraction == 1.0
 
 
+def test_what_cannot_be_shown_at_a_beginning_fails_that_step() -> None:
+    """An error of the display itself names the step too."""
+
+    def show(steps: Steps) -> None:
+        if steps[0].state == "running":
+            raise ModelError("no display")
+
+    record = StepRecord(["plan"], show)
+    with pytest.raises(ModelError) as caught, record.failing("plan"):
+        pass
+    assert caught.value.__notes__ == ["this was the step 'plan' of launch()"]
+    assert record.steps[0].state == "failed"
+
+
+def test_a_narrow_terminal_keeps_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written over is never broken into two lines."""
+    monkeypatch.setenv("COLUMNS", "40")
+    stream = Terminal()
+    TerminalDisplay(stream)(Steps([Step("model", "running", "x" * 90)]))
+    assert len(stream.getvalue()) == 39
+
+
 def test_steps_are_a_tuple_that_knows_how_far_it_is() -> None:
     """What runs side by side is added up; a failed one is found; all must be done."""
     running = Steps([

@@ -381,6 +381,13 @@ def test_marks_close_together_have_one_name() -> None:
     assert len(labels_of([(0.0, "x" * 50)], 5, 0, 1)[0].text) < 20
 
 
+def test_a_clock_that_was_set_back_hides_no_mark() -> None:
+    """Marks of a time that is yet to come are left out; those after them are not."""
+    marks = [(10.0, "loaded"), (3600.0, "request"), (20.0, "again")]
+
+    assert labels_of(marks, 5, 0, 30) == [Label(10, "loaded"), Label(20, "again")]
+
+
 def test_only_the_newest_marks_have_names() -> None:
     """Of many lines the last eight are named, none to the left of its plot."""
     drawing = plots._Drawing([device()], [16.0], WINDOW, 100)
@@ -417,7 +424,8 @@ def test_a_scale_ends_above_all_that_is_shown(
 
 
 def test_times_are_said_in_words() -> None:
-    """Whole minutes are minutes."""
+    """Whole minutes are minutes, and more than one whole hour are hours."""
     told = [duration(seconds) for seconds in (60, 120, 90, 3600, 7.5)]
 
     assert told == ["1 minute", "2 minutes", "90 seconds", "60 minutes", "7.5 seconds"]
+    assert [duration(5400), duration(86_400)] == ["90 minutes", "24 hours"]

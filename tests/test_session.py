@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -198,6 +199,12 @@ def test_a_key_opens_the_server_and_is_shown_nowhere(embedded: Engine) -> None:
         ({"gpus": 5}, "must be text"),
         ({"gpus": [object()]}, "object"),
         ({"port": -1}, "port"),
+        ({"model": 5}, "model is 5"),
+        ({"model": b"demo"}, "CatalogModel"),
+        ({"model": float("nan")}, "model is nan"),
+        ({"engine": 5}, "engine is 5"),
+        ({"engine": [1, 2]}, "engine is"),
+        ({"engine": b"x"}, "a command as a list"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_at_once(
@@ -206,7 +213,7 @@ def test_a_value_that_cannot_work_is_refused_at_once(
     """Nothing is asked of the Hub, and no step has begun."""
     seen: list[Steps] = []
     with pytest.raises(ConfigurationError, match=words):
-        launch("owner/repo:Q4_K_M", progress=seen.append, **options)
+        launch(**{"model": "owner/repo:Q4_K_M", "progress": seen.append, **options})
 
     assert seen == []
     assert hub.requests == []
@@ -252,6 +259,40 @@ def test_replace_closes_the_old_one_late(embedded: Engine, tmp_path: Path) -> No
     assert current_session() is new
     assert new.plan.plans[0].slot_context == 256
     assert new.client.chat_completion(QUESTION).choices
+
+
+def test_a_replacement_that_fails_late_says_that_the_old_one_is_gone(
+    embedded: Engine,
+) -> None:
+    """What only a start can find out comes after the end of the session before."""
+    old = launch("demo", engine=embedded, progress=False)
+    with pytest.raises(ConfigurationError) as caught:
+        launch(
+            "demo", engine=embedded, replace=True, progress=False,
+            extra_args=["--no-such-flag"],
+        )  # fmt: skip
+    assert old.closed
+    assert any("the session before, of demo, is closed" in note
+               for note in caught.value.__notes__)  # fmt: skip
+    assert current_session() is None
+
+
+def test_another_working_folder_changes_no_session(
+    embedded: Engine, tmp_path: Path, demo_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path means the file it meant; the same name elsewhere is another."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "m.gguf").write_bytes(demo_model.read_bytes())
+    monkeypatch.chdir(tmp_path / "one")
+    session = launch("m.gguf", engine=embedded, progress=False, slot_save_path=".")
+    monkeypatch.chdir(tmp_path / "two")
+
+    with pytest.raises(ServerError, match="replace=True"):
+        launch("m.gguf", engine=embedded, progress=False, slot_save_path=".")
+    session.relaunch(parallel=2, progress=False)
+    assert session.model.path == tmp_path / "one" / "m.gguf"
+    assert session.plan.configs[0].slot_save_path == str(tmp_path / "one")
 
 
 def test_a_dead_server_is_no_session_to_give_back(embedded: Engine) -> None:
@@ -547,6 +588,63 @@ def test_a_relaunch_that_fails_late_can_be_taken_back(embedded: Engine) -> None:
     assert session.client.chat_completion(QUESTION).choices
 
 
+@pytest.mark.parametrize("name", ["server", "client"])
+@pytest.mark.parametrize("state", ["running", "done"])
+@pytest.mark.parametrize("change", ["start", "restart", "relaunch"])
+def test_a_change_that_is_ended_at_a_step_leaves_no_server(
+    change: str, name: str, state: str, embedded: Engine
+) -> None:
+    """Ctrl-C when the new server is ready stops it; the client is good once more."""
+    servers = running_servers()
+    session = launch("demo", engine=embedded, progress=False)
+    client = session.client
+    if change == "start":
+        session.stop()
+
+    def show(steps: Steps) -> None:
+        if any(step.name == name and step.state == state for step in steps):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        getattr(session, change)(progress=show)
+    assert running_servers() <= servers
+    assert not session.server.is_running()
+    session.restart()
+    assert session.client is client
+    assert client.chat_completion(QUESTION).choices
+
+
+def test_a_close_that_was_interrupted_can_be_done_again(tiny_model: Path) -> None:
+    """Ctrl-C in close() leaves no server that nothing can stop any more."""
+    session = launch(tiny_model, engine=stand_in(), progress=False)
+    pid = session.server.status().pid  # type: ignore[union-attr]
+
+    def interrupt(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code is Session.stop.__code__:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    sys.setprofile(interrupt)  # before close() has stopped anything
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            session.close()
+    finally:
+        sys.setprofile(None)
+    session.close()
+    assert not is_alive(pid)
+    assert session.closed
+
+
+def test_a_relaunch_can_have_a_placement(embedded: Engine, demo_model: Path) -> None:
+    """It has decided all that the session was launched with before."""
+    session = launch(
+        "demo", engine=embedded, context_size=300, threads=1, progress=False
+    )
+    session.relaunch(decide_placement(demo_model, [], 256), progress=False)
+    assert session.plan.plans[0].slot_context == 256
+    assert session.options.config == {}
+
+
 # ── which model ──────────────────────────────────────────────────────────────────
 
 
@@ -672,6 +770,24 @@ def test_what_one_should_know_stands_in_the_steps(
     assert caught[0].filename == __file__
 
 
+def test_where_bars_are_turned_off_a_warning_tells(
+    embedded: Engine,
+    hub: StandInHub,
+    demo_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What no step shows is not lost; once each for launch() and relaunch()."""
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    hub.add("owner/Demo-GGUF", "demo-Q8_0.gguf", demo_model.read_bytes(), large=False)
+    name = "owner/Demo-GGUF:demo-Q8_0.gguf"
+    with pytest.warns(SetupWarning, match="nobody has stated") as caught:
+        session = launch(name, engine=embedded)
+    assert [one.filename for one in caught] == [__file__]
+    with pytest.warns(SetupWarning, match="nobody has stated") as caught:
+        session.relaunch(context_size=256)
+    assert [one.filename for one in caught] == [__file__]
+
+
 # ── cards ────────────────────────────────────────────────────────────────────────
 
 
@@ -773,6 +889,26 @@ def test_a_placement_is_run_as_it_is(embedded: Engine, demo_model: Path) -> None
     session.relaunch(context_size=512, progress=False)
     assert session.model.path == demo_model
     assert session.plan.plans[0].slot_context == 512
+
+
+def test_a_placement_for_other_cards_is_refused(
+    driver: StandInDriver, demo_model: Path
+) -> None:
+    """An engine would see no card, and run on the CPU; what runs is left alone."""
+    driver.describe(t4(0), t4(1))
+    engine = stand_in()
+    placement = decide_placement(demo_model, detect_gpus()[:1], 256)
+    session = launch(placement, engine=engine, progress=False)
+    driver.describe(t4(1))
+    with pytest.raises(ConfigurationError, match="not here"):
+        launch(
+            placement, engine=engine, port=session.options.port + 1025, replace=True,
+            progress=False,
+        )  # fmt: skip
+    assert session.server.is_running()
+    session.close()
+    with pytest.raises(ConfigurationError, match="plan_placement"):
+        launch(placement, engine=engine, progress=False)
 
 
 def test_an_encoder_embeds(tmp_path: Path) -> None:

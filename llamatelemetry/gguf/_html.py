@@ -106,6 +106,7 @@ def table(
     *,
     header: Sequence[str] = (),
     left: int = 1,
+    whole: bool = False,
 ) -> str:
     """Return a table.
 
@@ -114,12 +115,15 @@ def table(
         header: The columns' names; none for no head row.
         left: How many columns, from the first, are words and stand on the left;
             numbers stand on the right.
+        whole: Whether a number is never parted from its unit, in no narrow column.
     """
+    unbroken = "white-space:nowrap;" if whole else ""
 
     def cells(tag: str, values: Sequence[object], more: str) -> str:
         return "".join(
             f'<{tag} style="text-align:{"left" if column < left else "right"};'
-            f'padding:.15em .9em .15em 0;border:0;{more}">{_text(value)}</{tag}>'
+            f"padding:.15em .9em .15em 0;border:0;{'' if column < left else unbroken}"
+            f'{more}">{_text(value)}</{tag}>'
             for column, value in enumerate(values)
         )
 

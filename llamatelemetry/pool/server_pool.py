@@ -11,7 +11,11 @@ from typing import Self
 from llamatelemetry._http import CONNECT_TIMEOUT
 from llamatelemetry.api._requests import authorization
 from llamatelemetry.api._transport import RequestRecord
-from llamatelemetry.exceptions import ConfigurationError, ServerError
+from llamatelemetry.exceptions import (
+    ConfigurationError,
+    ServerError,
+    ServerNotRunningError,
+)
 from llamatelemetry.placement import Placement
 from llamatelemetry.pool._groups import Groups, configs_for_groups, with_own_places
 from llamatelemetry.pool._member import Member
@@ -143,6 +147,7 @@ class ServerPool:
         Raises:
             OutOfMemoryError: The placement is none: the model does not fit.
             ServerError: The pool runs already.
+            ServerNotRunningError: stop() was called meanwhile.
             ServerTimeoutError: They were not ready in the pool's timeout.
             LLCudaError: As ServerManager, of the first server that failed.
         """
@@ -183,7 +188,7 @@ class ServerPool:
                 member.error.add_note(f"this was server {member.number} of the pool")
                 raise member.error
         if any(member.is_ending for member in members):
-            raise ServerError("the pool was stopped while it was started")
+            raise ServerNotRunningError("the pool was stopped while it was started")
 
     def _tell(self, member: Member) -> None:
         self._router.tell(member)
@@ -207,7 +212,7 @@ class ServerPool:
         """Stop all servers, side by side; quiet if none runs.
 
         May be called from any thread, also while another one waits in start(), which
-        then raises ServerError.
+        then raises ServerNotRunningError.
         """
         for member in self._router.members:
             member.end()

@@ -19,6 +19,8 @@ __all__ = [
     "ModelFile",
     "RepoFile",
     "choose_model",
+    "is_gguf",
+    "is_model_name",
     "model_files",
     "nearest_names",
     "parse_reference",
@@ -177,6 +179,17 @@ def shard_names(path: str) -> tuple[str, ...]:
     )
 
 
+def is_gguf(name: str) -> bool:
+    """Whether a file's name ends as one of GGUF."""
+    return name.lower().endswith(".gguf")
+
+
+def is_model_name(name: str) -> bool:
+    """Whether it may be a language model: no projector, no importance matrix."""
+    small = name.lower()
+    return is_gguf(name) and "mmproj" not in small and "imatrix" not in small
+
+
 def model_files(files: Iterable[RepoFile]) -> list[ModelFile]:
     """Return the models among a repository's files, the smallest first.
 
@@ -185,8 +198,7 @@ def model_files(files: Iterable[RepoFile]) -> list[ModelFile]:
     """
     groups: dict[tuple[str, int], list[RepoFile]] = defaultdict(list)
     for file in files:
-        name = file.path.rpartition("/")[2].lower()
-        if not name.endswith(".gguf") or "mmproj" in name or "imatrix" in name:
+        if not is_model_name(file.path.rpartition("/")[2]):
             continue
         match = _SHARD.fullmatch(file.path)
         key = (match["stem"], int(match["count"])) if match else (file.path, 1)

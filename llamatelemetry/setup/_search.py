@@ -173,8 +173,8 @@ def attached_models() -> list[Path]:
     entries, end = 0, time.monotonic() + _MOST_SECONDS
     for place, folders, files in os.walk(folder):
         entries += len(folders) + len(files)
-        if entries > _MOST_ENTRIES or time.monotonic() > end:
-            break
         models = (name for name in files if name.lower().endswith(".gguf"))
         found += [Path(place, name) for name in models]
+        if entries > _MOST_ENTRIES or time.monotonic() > end:
+            break
     return sorted(found)

@@ -12,7 +12,13 @@ from llamatelemetry.exceptions import ModelError, SetupWarning
 from llamatelemetry.setup._checksums import checked_digest
 from llamatelemetry.setup._fetch import LocalModel, ModelFetch, verify
 from llamatelemetry.setup._hub import token_finder
-from llamatelemetry.setup._names import nearest_names, shard_names, shown_names
+from llamatelemetry.setup._names import (
+    is_gguf,
+    is_model_name,
+    nearest_names,
+    shard_names,
+    shown_names,
+)
 from llamatelemetry.setup._search import attached_models
 from llamatelemetry.setup._wanted import read_wanted
 from llamatelemetry.setup.catalog import CatalogModel
@@ -181,17 +187,20 @@ def _is_folder(path: Path) -> bool:
 def _model_in(folder: Path, *, must: bool) -> Path | None:
     """Return the one model of a folder, the first of its shards; None if it has none.
 
-    Projectors are no models.
+    Projectors and importance matrices are no models.
 
     Raises:
         ModelError: It has several; or none, and there must be one.
     """
-    names = sorted(
-        place.name
-        for place in folder.iterdir()
-        if place.name.lower().endswith(".gguf")
-        and not place.name.lower().startswith("mmproj")
-    )
+    try:
+        found = sorted(place.name for place in folder.iterdir() if not place.is_dir())
+    except OSError as error:
+        raise ModelError(
+            f"the folder {str(folder)!r} cannot be read: {error.strerror}"
+        ) from error
+    # Archives made on a Mac hold a hidden twin of each file.
+    files = [name for name in found if is_gguf(name) and not name.startswith(".")]
+    names = [name for name in files if is_model_name(name)]
     models = sorted({shard_names(name)[0] for name in names})
     if len(models) > 1:
         raise ModelError(
@@ -199,7 +208,8 @@ def _model_in(folder: Path, *, must: bool) -> Path | None:
             f"files: {shown_names(models)}"
         )
     if not models and must:
-        raise ModelError(f"the folder {str(folder)!r} has no GGUF file")
+        others = f" of a model, only {shown_names(files)}" if files else ""
+        raise ModelError(f"the folder {str(folder)!r} has no GGUF file{others}")
     # Not the first shard's name, which may be missing: the reader says so.
     return folder / names[0] if names else None
 

@@ -24,7 +24,7 @@ DEFAULTS: dict[str, Any] = {
 """What is sampled with; the first four are the API reference's. None: max_tokens is
 the room left, the seed a random one, thinking as the model does by itself."""
 
-_WIDTH = "220px"
+_WIDTH, _LABEL = "240px", "105px"
 _THINKING = {"auto": None, "on": True, "off": False}
 _MOST_SEED = 2**32 - 2  # llama-server's sign for a random one is the number after it
 _Watch = Callable[[Any, Callable[[Any], object]], None]
@@ -32,6 +32,8 @@ _Watch = Callable[[Any, Callable[[Any], object]], None]
 
 class Controls:
     """Fills a history's system prompt and sampling from what the reader sets.
+
+    Its ``box`` is hidden until ``shown``, a button to be put before it, is pressed.
 
     Args:
         toolkit: The module ipywidgets.
@@ -63,21 +65,21 @@ class Controls:
             sampling["max_tokens"] or 0,
             10_000_000,
             "300px",
+            "initial",
         )
         self._seed, self._thinking = self._other_two(sampling)
         flow = toolkit.Layout(flex_flow="row wrap", width="100%")
-        controls = [*self._numbers.values(), self._limit, self._seed, self._thinking]
-        self._inside = toolkit.VBox(
+        controls = [*self._numbers.values(), self._seed, self._thinking, self._limit]
+        self.box = toolkit.VBox(
             [self._system, toolkit.Box(controls, layout=flow)],
             layout=toolkit.Layout(display="none"),
         )
         # No Accordion: its title cannot be reached with the keyboard.
-        self._shown = toolkit.ToggleButton(
+        self.shown = toolkit.ToggleButton(
             description="System prompt and sampling",
             tooltip="Show or hide what the model is asked with",
-            layout=toolkit.Layout(width="250px"),
+            layout=toolkit.Layout(width="auto"),
         )
-        self.box = toolkit.VBox([self._shown, self._inside])
 
     def watch(self, on_change: _Watch) -> None:
         """Take what is set from now on.
@@ -85,7 +87,7 @@ class Controls:
         Args:
             on_change: Calls a function with a widget's new value.
         """
-        on_change(self._shown, self._reveal)
+        on_change(self.shown, self._reveal)
         on_change(self._system, lambda text: setattr(self._history, "system", text))
         for name, widget in self._numbers.items():
             on_change(widget, partial(self._history.sampling.__setitem__, name))
@@ -94,7 +96,7 @@ class Controls:
         on_change(self._thinking, lambda word: self._set("thinking", _THINKING[word]))
 
     def _reveal(self, shown: bool) -> None:
-        self._outbox.set(self._inside.layout, display=None if shown else "none")
+        self._outbox.set(self.box.layout, display=None if shown else "none")
 
     def _set(self, name: str, value: object) -> None:
         self._history.sampling[name] = value
@@ -126,14 +128,22 @@ class Controls:
             **self._looks(_WIDTH),
         )
 
-    def _count(self, label: str, value: int, most: int, width: str = _WIDTH) -> Any:
+    def _count(
+        self,
+        label: str,
+        value: int,
+        most: int,
+        width: str = _WIDTH,
+        label_width: str = _LABEL,
+    ) -> Any:
+        looks = self._looks(width, label_width)
         return self._w.BoundedIntText(
-            value=value, min=0, max=most, description=label, **self._looks(width)
+            value=value, min=0, max=most, description=label, **looks
         )
 
-    def _looks(self, width: str) -> dict[str, Any]:
+    def _looks(self, width: str, label_width: str = _LABEL) -> dict[str, Any]:
         return {
-            "style": {"description_width": "initial"},
+            "style": {"description_width": label_width},
             "layout": self._w.Layout(width=width),
         }
 

@@ -62,6 +62,6 @@ def _too_long(error: ContextLengthError) -> str:
 
 
 def _sentence(text: str) -> str:
-    text = text.strip()
+    text = " ".join(text.split())  # a template's error draws lines and arrows
     end = "" if text.endswith((".", "!", "?")) else "."
     return text[:1].upper() + text[1:] + end

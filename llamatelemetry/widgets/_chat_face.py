@@ -57,6 +57,7 @@ class Face:
     ) -> None:
         self._w, self._outbox = toolkit, outbox
         self.view = ChatView(toolkit, outbox)
+        self.view.watch(on_change)
         self.controls = Controls(toolkit, history, outbox)
         self.controls.watch(on_change)
         self.pictures = Pictures(toolkit, outbox, on_change, on_click)
@@ -124,15 +125,15 @@ class Face:
     def _laid_out(self) -> Any:
         flow = self._w.Layout(flex_flow="row wrap", width="100%")
         row = [self.send, self.regenerate, self.edit, self.clear, self.drop]
-        files = [self.save_json, self.save_markdown, self.cell]
+        rarer = [self.save_json, self.save_markdown, self.cell, self.controls.shown]
         return self._w.VBox(
             [
                 self.view.box,
                 self.message,
                 self._w.Box(row, layout=flow),
                 self.pictures.box,
+                self._w.Box(rarer, layout=flow),
                 self.controls.box,
-                self._w.Box(files, layout=flow),
                 self.source,
             ],
             layout=self._w.Layout(width="100%"),

@@ -7,7 +7,7 @@ called from any thread; the panel's lock holds them apart.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,9 +114,14 @@ class History:
         return [turn for exchange in self._exchanges for turn in exchange.turns]
 
     @property
+    def said(self) -> list[Turn]:
+        """What the next question is sent after: no questions that failed."""
+        return _said(self._exchanges)
+
+    @property
     def messages(self) -> list[dict[str, Any]]:
         """What the next question is sent after."""
-        return messages_for(_said(self._exchanges), self.system)
+        return messages_for(self.said, self.system)
 
     def send(self, text: str, images: Sequence[Mapping[str, Any]] = ()) -> Exchange:
         """Ask something; returns at once.
@@ -126,6 +131,7 @@ class History:
         """
         self._require_quiet()
         exchange = self._ask(_question(text, images), self._exchanges)
+        _leave(self._cleared)
         self._cleared = []
         return exchange
 
@@ -154,12 +160,29 @@ class History:
 
     def drop_oldest(self, count: int) -> None:
         """Forget the oldest questions with their answers; never the last one."""
-        del self._exchanges[: max(0, min(count, len(self._exchanges) - 1))]
+        place = max(0, min(count, len(self._exchanges) - 1))
+        _leave(self._exchanges[:place])
+        self._exchanges = self._exchanges[place:]
+
+    def make_room(self) -> None:
+        """Forget as many of the oldest as the last question was found to need.
+
+        Those that are not sent any more take no room, and are not counted.
+        """
+        needed = 0 if self.last is None else self.last.progress.drop or 0
+        place = 0
+        for exchange in self._exchanges[:-1] if needed else ():
+            place += 1
+            needed -= bool(_said([exchange]))
+            if not needed:
+                break
+        self.drop_oldest(place)
 
     def clear(self) -> None:
         """Stop, and forget everything; until the next question it can be undone."""
         if self._exchanges:
             self.stop()
+            _leave(self._cleared)
             self._exchanges, self._cleared = [], self._exchanges
 
     def undo_clear(self) -> None:
@@ -179,8 +202,7 @@ class History:
 
     def leave(self) -> None:
         """End everything; for good."""
-        for exchange in (*self._exchanges, *self._cleared):
-            exchange.generation.leave()
+        _leave((*self._exchanges, *self._cleared))
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until no answer is being given and no slot is being stopped."""
@@ -194,6 +216,7 @@ class History:
         sampling, changed = dict(self.sampling), threading.Event()
         generation = Generation(self._client(), messages, sampling, changed.set)
         exchange = Exchange(question, generation, sampling, changed)
+        _leave([one for one in self._exchanges if one not in before])
         self._exchanges = [*before, exchange]
         generation.start()
         return exchange
@@ -221,7 +244,20 @@ def _parted(progress: Progress) -> tuple[str, str]:
     return view.content, view.reasoning
 
 
+def _leave(exchanges: Iterable[Exchange]) -> None:
+    """End what nobody will look at again, so that no thread asks for it."""
+    for exchange in exchanges:
+        exchange.generation.leave()
+
+
 def _question(text: str, images: Sequence[Mapping[str, Any]]) -> Turn:
+    if isinstance(images, Mapping) or not all(
+        isinstance(image, Mapping) for image in images
+    ):
+        raise ConfigurationError(
+            "images are a list of parts that image_part() made, as in "
+            'images=[image_part("cat.png")]'
+        )
     if not text.strip() and not images:
         raise ConfigurationError("there is no message to send; write one first")
     return Turn(role="user", content=text, images=tuple(images))

@@ -21,7 +21,8 @@ __all__ = [
 
 _LONGEST_STATUS = 2000
 _QUESTION = (
-    "border-left:3px solid var(--jp-border-color1,#999);padding:2px 8px;margin:4px 0"
+    "border-left:3px solid var(--jp-border-color1,#999);padding:2px 8px;"
+    "margin:8px 0 4px"
 )
 _ANSWER = "padding:2px 11px;margin:4px 0"
 _STATUS = (

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from llamatelemetry._units import printable
+from llamatelemetry.exceptions import ConfigurationError
 from llamatelemetry.widgets._images import image_part
 from llamatelemetry.widgets._outbox import Outbox
 
@@ -32,6 +33,7 @@ class Pictures:
     ) -> None:
         self._w, self._outbox, self._on_change = toolkit, outbox, on_change
         self._chosen: list[tuple[str, Part]] = []
+        self._sees_pictures = False
         self._names = toolkit.HTML()
         self._remove = toolkit.Button(
             description="Remove images", tooltip="Send the message without images"
@@ -43,8 +45,12 @@ class Pictures:
         self.box.layout.display = "none"
 
     def offer(self, *, sees_pictures: bool) -> None:
-        """Show the button, or not: whether the model sees images."""
-        self._outbox.set(self.box.layout, display=None if sees_pictures else "none")
+        """Show the buttons, or not: whether the model sees images.
+
+        Chosen ones can be taken away also where it sees none any more.
+        """
+        self._sees_pictures = sees_pictures
+        self._tell()
 
     def attach(self, parts: Sequence[Part]) -> None:
         """Have these images, and no others, go with the next message."""
@@ -64,7 +70,7 @@ class Pictures:
         if not files:
             return
         try:
-            self._chosen += [(name, image_part(content)) for name, content in files]
+            self._chosen += [(name, _part(name, content)) for name, content in files]
         finally:
             # ipywidgets 7 cannot be told to forget what was chosen.
             self._outbox.do(self._renew)
@@ -75,6 +81,8 @@ class Pictures:
         told = f"<span>With the next message: {names}</span>" if names else ""
         self._outbox.set(self._names, value=told)
         self._outbox.set(self._remove.layout, display=None if names else "none")
+        shown = self._sees_pictures or names
+        self._outbox.set(self.box.layout, display=None if shown else "none")
 
     def _renew(self) -> None:
         old, self._upload = self._upload, self._new_upload()
@@ -87,6 +95,18 @@ class Pictures:
         )
         self._on_change(upload, self._take)
         return upload
+
+
+def _part(name: str, content: bytes) -> Part:
+    """Return an uploaded file as a part of a message.
+
+    Raises:
+        ConfigurationError: It is no image; names it, as several may be chosen at once.
+    """
+    try:
+        return image_part(content)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{printable(name)}: {error}") from None
 
 
 def _files(value: Any) -> Iterator[tuple[str, bytes]]:

@@ -8,7 +8,7 @@ few, so that a long session does not fill the kernel's memory.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from llamatelemetry.widgets._answer import StreamChanges
@@ -18,7 +18,9 @@ from llamatelemetry.widgets._outbox import Outbox
 
 __all__ = ["ChatView"]
 
-_TALLEST = "480px"
+# Always the same, so that Stop stands still while an answer grows: a button that moves
+# between press and release is not clicked.
+_HEIGHT = "320px"
 _TAIL = -1
 
 
@@ -39,27 +41,53 @@ class ChatView:
         self._status = self._html()
         self._reasoning = _Stream(self)
         self._answer = _Stream(self)
-        self._folded = toolkit.Accordion([self._reasoning.box], selected_index=None)
-        self._folded.set_title(0, "Reasoning, as it comes")
+        # No Accordion: its title cannot be reached with the keyboard.
+        self._unfold = toolkit.ToggleButton(
+            description="Reasoning, as it comes",
+            tooltip="Show or hide what the model thinks before it answers",
+            layout=toolkit.Layout(width="220px", margin="2px 11px"),
+        )
+        self._reasoning.box.layout.display = "none"
+        self._reasoning.box.layout.border = "1px solid #8888"
+        self._reasoning.box.layout.margin = "2px 11px 8px"
+        self._folded = toolkit.VBox([self._unfold, self._reasoning.box])
         self._folded.layout.display = "none"
         parts = [self._question, self._folded, self._answer.box, self._status]
         self._live = toolkit.VBox(parts, layout=toolkit.Layout(display="none"))
         # It must not shrink: then it would scroll in itself, and stay at its start.
-        whole = toolkit.Layout(width="100%", flex="0 0 auto")
+        whole = toolkit.Layout(width="100%", flex="0 0 auto", margin="0 0 auto")
         self._page = toolkit.VBox([self._live], layout=whole)
         # Upside down, a box that scrolls stays at its end while its content grows.
         layout = toolkit.Layout(
-            flex_flow="column-reverse", overflow="auto", max_height=_TALLEST
+            flex_flow="column-reverse",
+            overflow="auto",
+            height=_HEIGHT,
+            border="1px solid #8888",
+            padding="4px",
+            display="none",  # there is nothing to see yet
         )
-        scrolled = toolkit.Box([self._page], layout=layout)
-        self.box = toolkit.VBox([toolkit.HTML(STYLE), scrolled])
+        self._window = toolkit.Box([self._page], layout=layout)
+        style = toolkit.HTML(STYLE, layout=toolkit.Layout(display="none"))
+        self.box = toolkit.VBox([style, self._window])
         for name in UNTYPESET:
             self.box.add_class(name)
+
+    def watch(self, on_change: Callable[[Any, Callable[[Any], object]], None]) -> None:
+        """Fold and unfold the reasoning from now on.
+
+        Args:
+            on_change: Calls a function with a widget's new value.
+        """
+        on_change(self._unfold, self._show_reasoning)
+
+    def _show_reasoning(self, shown: bool) -> None:
+        layout = self._reasoning.box.layout
+        self._outbox.set(layout, display=None if shown else "none")
 
     @property
     def is_reasoning_open(self) -> bool:
         """Whether the reader has unfolded the reasoning."""
-        return self._folded.selected_index is not None
+        return bool(self._unfold.value)
 
     def begin(self, question: str) -> None:
         """Show a question, whose answer will come."""
@@ -68,8 +96,10 @@ class ChatView:
         self._outbox.set(self._question, value=question)
         self._outbox.set(self._status, value="")
         self._outbox.set(self._folded.layout, display="none")
-        self._outbox.set(self._folded, selected_index=None)
+        self._outbox.set(self._unfold, value=False)
+        self._show_reasoning(False)
         self._outbox.set(self._live.layout, display=None)
+        self._outbox.set(self._window.layout, display=None)
 
     def say(self, status: str) -> None:
         """Show the line below the answer that is coming."""
@@ -105,6 +135,7 @@ class ChatView:
         children = (*(self._blocks[one] for one in wanted), self._live)
         if children != self._page.children:
             self._page.children = children
+        self._window.layout.display = None if wanted or is_live else "none"
         if not is_live:
             self._live.layout.display = "none"
             self._question.value = self._status.value = ""

@@ -26,6 +26,8 @@ State = Literal[
 ]
 
 _MOST_SEED = 2**31
+# For these a server takes a seed of its own, by which its slot could not be known.
+_RANDOM_SEEDS = (None, -1, 2**32 - 1)
 _POLL_SECONDS = 0.02
 # For a request of which nothing was heard: it may be on its way to a slot, or queue for
 # one. llama-server keeps a queued one whose client has gone until its turn comes.
@@ -118,7 +120,7 @@ class Generation:
         self._client = client
         self._messages = list(messages)
         self._options: dict[str, Any] = dict(options or {})
-        if self._options.get("seed") is None:
+        if self._options.get("seed") in _RANDOM_SEEDS:
             self._options["seed"] = random.randrange(_MOST_SEED)  # noqa: S311 -- no secret
         self._on_change = on_change
         self._lock = threading.Lock()
@@ -127,7 +129,7 @@ class Generation:
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._stream: ChatStream | None = None
-        self._sent = self._heard = False
+        self._heard = False
         self._began = time.monotonic()
         self._first = self._latest = self._stopped_at = 0.0
         self._over = threading.Event()
@@ -182,7 +184,11 @@ class Generation:
             stream = self._stream
         if stream is not None:
             stream.cancel()
-        self._on_change()
+            self._on_change()
+        else:
+            # Nothing was sent and nothing will be, however long the thread still
+            # waits for a server that says nothing about itself.
+            self._end("stopped", idle_seconds=0.0)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it is over, for at most some seconds; return whether it is."""
@@ -205,7 +211,8 @@ class Generation:
             self._end("stopped", **self._see_it_idle())
 
     def _ask(self) -> None:
-        room = measure(self._client, self._messages)
+        messages = self._messages
+        room = measure(self._client, messages)
         limit = self._options.get("max_tokens")
         if limit is None:
             limit = room.left
@@ -214,16 +221,16 @@ class Generation:
             context_size=room.context_size,
             max_tokens=limit,
         )
-        too_long = overflow(self._client, self._messages, room)
+        too_long = overflow(self._client, messages, room)
         if too_long is not None:
             self._end("failed", note=too_long.sentence, drop=too_long.drop)
             return
         options = {**self._options, "max_tokens": limit, "on_progress": self._reads}
-        stream = self._client.chat_completion_stream(self._messages, **options)
+        stream = self._client.chat_completion_stream(messages, **options)
         with self._lock:
-            if self._state == "stopping":
+            if not self.takes_text:
                 return
-            self._stream, self._sent = stream, True
+            self._stream = stream
         with stream:
             for chunk in stream:
                 self._take(chunk)
@@ -278,8 +285,12 @@ class Generation:
 
     def _end(self, state: State, **facts: Any) -> None:
         with self._lock:
-            if self._state == "stopping" and state != "stopped":
-                return  # what happens to an answer that is being stopped is no news
+            # What happens to an answer that is being stopped, or was, is no news.
+            if not self.takes_text and (self._state, state) != (
+                "stopping",
+                "stopped",
+            ):
+                return
             self._state = state
             self._facts = self._known() | facts
             # From here on it is kept as long as the conversation is: small.
@@ -291,8 +302,6 @@ class Generation:
 
     def _see_it_idle(self) -> dict[str, Any]:
         """Wait until the slot is idle, and return what was seen of it."""
-        if not self._sent:
-            return {"idle_seconds": time.monotonic() - self._stopped_at}
         seen = self._heard
         while not self._left.is_set():
             waited = time.monotonic() - self._stopped_at
@@ -317,7 +326,8 @@ class Generation:
             return False, "The server shows no slots (it runs with --no-slots)."
         except RequestTimeoutError:
             return True, ""  # it reads a prompt
-        except ClientError:
+        # Whatever it answers, the end has to be told.
+        except Exception:  # noqa: BLE001 -- said above
             return False, "The server does not say what its slots do."
 
     def _known(self) -> dict[str, Any]:

@@ -20,6 +20,8 @@ def contained(text: str) -> str:
     all of it becomes a code block.
     """
     clean = _markdown.readable(text).strip("\n")
+    if len(clean) > 4 * _markdown.MOST_SHOWN:
+        return _as_code(clean)  # is_contained() would not look at it either
     for spare_code in (True, False):
         escaped, closing = _escaped_text(clean, spare_code=spare_code)
         for tried in (escaped, f"{escaped}\n{closing}"):

@@ -135,6 +135,8 @@ class CardSource(Source):
         monitor = self._monitor
         latest = {sample.index: sample for sample in monitor.latest()}
         marks = _marks_of(monitor)
+        if monitor.gpus != self._gpus:  # what was learnt is of other cards
+            self._totals, self._usable = {}, {}
         anew = monitor.gpus != self._gpus or window != self.window
         if not anew and latest == self._latest and marks == self.marks:
             return False

@@ -74,12 +74,20 @@ def find_models(folder: Path | None = None) -> FoundModels:
     Args:
         folder: Where local files are looked for. None: the working folder.
     """
-    place = Path.cwd() if folder is None else folder
+    place = _working_folder() if folder is None else folder
     return FoundModels(
         tuple(_cached()),
         tuple(_models(attached_models())),
         tuple(_models(models_in(place))),
     )
+
+
+def _working_folder() -> Path:
+    """Return the working folder, or its name if it was deleted."""
+    try:
+        return Path.cwd()
+    except OSError:
+        return Path()
 
 
 def _cached() -> list[tuple[str, int]]:
@@ -102,8 +110,6 @@ def models_in(folder: Path) -> list[Path]:
     entries, end = 0, time.monotonic() + _MOST_SECONDS
     for place, folders, files in os.walk(folder):
         entries += len(folders) + len(files)
-        if entries > _MOST_ENTRIES or time.monotonic() > end:
-            break
         deep = len(Path(place).relative_to(folder).parts)
         folders[:] = sorted(
             name
@@ -112,6 +118,8 @@ def models_in(folder: Path) -> list[Path]:
         )
         models = (name for name in files if name.lower().endswith(".gguf"))
         found += [Path(place, name) for name in models]
+        if entries > _MOST_ENTRIES or time.monotonic() > end:
+            break
     return sorted(path for path in found if path != DEMO_MODEL)
 
 
@@ -188,7 +196,7 @@ def model_choices(
 
 
 def _files(kind: str, models: Iterable[tuple[str, int]]) -> list[ModelChoice]:
-    here = Path.cwd()
+    here = _working_folder()
     choices = []
     for name, size in models:
         path = Path(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,12 +12,15 @@ __all__ = ["Outbox"]
 
 _logger = logging.getLogger(__name__)
 
+_Change = tuple[Any, dict[str, Any]]  # a widget and the values it gets
+
 
 class Outbox:
     """Takes changes of widgets from any thread.
 
-    Direct, they are made at once. Otherwise the newest value of each trait is kept,
-    until :meth:`flush` makes the changes, in the order in which they were asked for.
+    Direct, they are made at once. Otherwise they are kept until :meth:`flush` makes
+    them, in the order in which they were asked for; of the values that a trait is given
+    between two functions, the newest.
 
     A panel's handlers and threads hold their own lock while they call this, and never
     the other way round: what is given to :meth:`do` takes no lock.
@@ -30,7 +33,7 @@ class Outbox:
         self._direct = direct
         self._one_at_a_time = threading.RLock()
         self._keeping = threading.Lock()
-        self._kept: dict[object, tuple[Any, str, Any] | Callable[[], object]] = {}
+        self._kept: list[Callable[[], object] | dict[Any, _Change]] = []
         self._applying = threading.local()
         self._closed = False
         self._has_failed = False
@@ -46,8 +49,11 @@ class Outbox:
             self._make([(widget, traits)])
             return
         with self._keeping:
-            for name, value in traits.items():
-                self._kept[id(widget), name] = (widget, name, value)
+            if not self._kept or not isinstance(self._kept[-1], dict):
+                self._kept.append({})
+            values = self._kept[-1]
+            assert isinstance(values, dict)  # noqa: S101 -- said above
+            values.setdefault(id(widget), (widget, {}))[1].update(traits)
 
     def do(self, change: Callable[[], object]) -> None:
         """Have something done that makes widgets, or changes more than one."""
@@ -55,32 +61,21 @@ class Outbox:
             self._make([change])
             return
         with self._keeping:
-            self._kept[object()] = change
+            self._kept.append(change)
 
     def flush(self) -> None:
         """Make the changes that are kept; in a thread whose changes are shown."""
-        with self._keeping:
-            kept, self._kept = self._kept, {}
-        changes: list[Any] = []
-        together: dict[int, dict[str, Any]] = {}  # one message for each widget
-        for change in kept.values():
-            if not isinstance(change, tuple):
-                changes.append(change)
-                together.clear()
-                continue
-            widget, name, value = change
-            if id(widget) not in together:
-                together[id(widget)] = {}
-                changes.append((widget, together[id(widget)]))
-            together[id(widget)][name] = value
-        if changes:
-            self._make(changes)
+        with self._one_at_a_time:  # from here on: who comes later has newer ones
+            with self._keeping:
+                kept, self._kept = self._kept, []
+            for change in kept:
+                self._make(change.values() if isinstance(change, dict) else [change])
 
     def close(self) -> None:
         """Make no change any more."""
         self._closed = True
 
-    def _make(self, changes: list[Any]) -> None:
+    def _make(self, changes: Iterable[_Change | Callable[[], object]]) -> None:
         with self._one_at_a_time, self._marked():
             for change in changes:
                 if self._closed:

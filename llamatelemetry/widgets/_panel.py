@@ -20,7 +20,7 @@ from llamatelemetry.widgets._outbox import Outbox
 from llamatelemetry.widgets._ticking import make_ticking
 from llamatelemetry.widgets._toolkit import Mode, choose_mode
 
-__all__ = ["Panel"]
+__all__ = ["Panel", "close_all"]
 
 _logger = logging.getLogger(__name__)
 
@@ -180,11 +180,14 @@ class Panel(ABC):
         button), which it takes as the wish to go on with the next cell.
 
         Args:
-            seconds: How long; None for as long as nothing ends it.
+            seconds: How long; None for as long as nothing ends it. A panel in mode
+                "text" is shown when they are over; for None at once, since nobody may
+                be there who could end it.
         """
-        deadline = Deadline.after(_NO_TIME if seconds is None else seconds)
         kernel = _toolkit.kernel()
         live = self._mode != "text"
+        endless = _NO_TIME if live else 0.0
+        deadline = Deadline.after(endless if seconds is None else seconds)
         if kernel is not None and live:
             _toolkit.display(self._repr_mimebundle_())
         with contextlib.suppress(KeyboardInterrupt):
@@ -221,7 +224,7 @@ class Panel(ABC):
             if thread is not threading.current_thread():
                 thread.join(deadline.remaining)
         if box is not None:
-            _close_all(box)
+            close_all(box)
 
     def __enter__(self) -> Self:
         return self
@@ -306,8 +309,11 @@ class Panel(ABC):
         self._say(text, kind="error")
 
 
-def _close_all(widget: Any) -> None:
+def close_all(widget: Any) -> None:
     """Close a widget and all in it, so that the kernel forgets them."""
     for child in getattr(widget, "children", ()):
-        _close_all(child)
+        close_all(child)
     widget.close()
+    for name in ("layout", "style"):  # each widget has made its own
+        if widget.has_trait(name):
+            getattr(widget, name).close()

@@ -253,7 +253,8 @@ def look_ahead(
         if entry is None:
             return Preview("problem", f"{first_line(error)} Start tries again.")
         return _estimated(entry, options, cards, first_line(error))
-    except LLCudaError as error:
+    # A name like no path, a home that is none: whatever it is, it is no model.
+    except (LLCudaError, OSError, ValueError, RuntimeError) as error:
         return Preview("problem", first_line(error), can_start=False)
     try:
         placement = options.place(header, cards)

@@ -175,7 +175,7 @@ class OptionsForm:
 
         def control(kind: Any, name: str, told: str = "", **more: Any) -> Any:
             style = {"description_width": "105px"}
-            layout = w.Layout(width="330px")
+            layout = w.Layout(width="auto", flex="1 1 270px", max_width="330px")
             made = kind(description=name, style=style, layout=layout, **more)
             if told:  # ipywidgets 7 has another name for it
                 own = made.has_trait("tooltip")
@@ -208,13 +208,14 @@ class OptionsForm:
 
     def _arranged(self, w: Any) -> Any:
         rows = w.Layout(flex_flow="row wrap")
-        numbers = [self.context, self.slots, self.goal, self.keys, self.values]
+        pairs = w.Layout(flex_flow="row wrap", max_width="670px")  # two columns
+        numbers = [self.context, self.slots, self.keys, self.values, self.goal]
         boxes = list(self.cards.values()) or [
             w.Label("no card here: the server runs on the CPU")
         ]
         return w.VBox(
             [
-                w.HBox(numbers, layout=rows),
+                w.HBox(numbers, layout=pairs),
                 w.HBox([w.Label("Cards:"), *boxes, self.flash], layout=rows),
             ]
         )
@@ -270,5 +271,5 @@ def _card_box(w: Any, card: GPUInfo) -> Any:
         value=True,
         description=f"GPU {card.index}: {name}",
         indent=False,
-        layout=w.Layout(width="auto", margin="0 12px 0 4px"),
+        layout=w.Layout(width="auto", margin="2px 12px 2px 4px"),
     )

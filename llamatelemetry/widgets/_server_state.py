@@ -22,6 +22,7 @@ __all__ = [
     "SpeedMeter",
     "first_line",
     "given_back",
+    "hint_at_start",
     "host_given_back",
     "is_busy",
     "look",
@@ -49,6 +50,26 @@ _FOREMOST = (
 _SHORTEST = 0.001  # seconds between two looks
 _PREDICTED = "llamacpp:tokens_predicted_total"
 _PROCESSING = "llamacpp:requests_processing"
+
+
+def hint_at_start(*, alive: bool, changed: bool, good: bool, over: bool) -> str:
+    """Return why a button is off, or what it would do; "" if that is plain.
+
+    Args:
+        alive: Whether a server runs.
+        changed: Whether the options are others than it has.
+        good: Whether a server can be started with them.
+        over: Whether the panel's session was closed.
+    """
+    if over:
+        return "This session was closed; launch(...) makes another."
+    if not good and not (alive and not changed):
+        return "It cannot be started like this; the plan says why."
+    return (
+        "The options have changed: Restart makes them count."
+        if alive and changed
+        else ""
+    )
 
 
 def servers_of(server: ServerManager | ServerPool) -> tuple[ServerManager, ...]:

@@ -21,7 +21,8 @@ __all__ = ["ServerView", "command_text"]
 
 _LONGEST = 1000  # characters of a sentence
 _HIDDEN = "none"
-_NARROW = "overflow-wrap:anywhere;max-width:660px;line-height:1.4"
+_TEXT = "overflow-wrap:anywhere;line-height:1.4"
+_NARROW = f"{_TEXT};max-width:700px"
 _PLAIN = (
     "margin:0;padding:0;border:0;background:none;color:inherit;font:12px monospace;"
     "white-space:pre;overflow-x:auto"
@@ -49,12 +50,11 @@ class ServerView:
         self.box = w.VBox(
             [
                 self.badge,
-                w.HBox([self.models, self.refresh], layout=_row(w)),
+                w.HBox([self.models, self.refresh], layout=w.Layout(width="100%")),
                 self.other,
                 self.form.box,
                 w.HBox([self.verdict], layout=_row(w)),
                 self.nearest,
-                self.drawing,
                 w.HBox([self.start, self.stop, self.restart], layout=_row(w)),
                 self.hint,
                 self.loading,
@@ -62,6 +62,7 @@ class ServerView:
                 self.trouble,
                 self.activity,
                 self.servers,
+                self.drawing,
                 w.HBox([self.show_log, self.show_command], layout=_row(w)),
                 self.log_box,
                 self.command,
@@ -77,7 +78,7 @@ class ServerView:
         self.models = w.Dropdown(
             description="Model",
             style=style,
-            layout=w.Layout(width="560px", max_width="98%"),
+            layout=w.Layout(width="auto", flex="0 1 555px", min_width="0"),
         )
         self.refresh = _button(w, "Refresh", "Look for models and free memory again")
         self.other = w.Text(
@@ -85,7 +86,7 @@ class ServerView:
             placeholder="a path, or owner/repository:Q4_K_M on the Hub; then Enter",
             continuous_update=False,
             style=style,
-            layout=w.Layout(width="660px", max_width="98%"),
+            layout=w.Layout(width="664px", max_width="98%"),
         )
 
     def _make_plan(self) -> None:
@@ -129,7 +130,7 @@ class ServerView:
         self.level = w.Dropdown(description="Lines", options=LEVELS, value="all")
         # One more than are shown, so that the next one is filled before it is.
         narrow = w.Layout(margin="0", width="100%")
-        self._blocks = [w.HTML(layout=narrow) for _ in range(BLOCKS + 1)]
+        self.blocks = [w.HTML(layout=narrow) for _ in range(BLOCKS + 1)]
         self._lines = w.VBox([], layout=w.Layout(flex="0 0 auto", width="100%"))
         # Reversed, so that a page keeps the end in view.
         window = w.Layout(
@@ -170,7 +171,7 @@ class ServerView:
         more = f" · {doing}…" if doing else ""
         self._set(
             self.badge,
-            value=f'<div role="status" style="overflow-wrap:anywhere"><b>Server: '
+            value=f'<div role="status" style="{_TEXT}"><b>Server: '
             f"{escape(mark + more)}</b>{escape(where)}</div>",
         )
         lines = "\n".join(() if seen is None else seen.lines)
@@ -187,6 +188,10 @@ class ServerView:
     def show_plan(self, preview: Preview) -> None:
         """Show what a start would come to."""
         sentence = printable(preview.sentence, _LONGEST)
+        if sentence[-1:].isalnum() or sentence.endswith(")"):
+            sentence += "."
+        if preview.state in ("fits", "too large"):  # no name stands first
+            sentence = sentence[:1].upper() + sentence[1:]
         role = "alert" if not preview.can_start else "status"
         self._set(
             self.verdict,
@@ -239,7 +244,7 @@ class ServerView:
         blocks = list(tail.blocks())
         shown = []
         for number, page in blocks:
-            widget = self._blocks[number % len(self._blocks)]
+            widget = self.blocks[number % len(self.blocks)]
             self._set(widget, value=page)
             shown.append(widget)
         self._set(self._lines, children=tuple(shown))
@@ -286,4 +291,5 @@ def _row(w: Any) -> Any:
 
 
 def _sentence(text: str) -> str:
-    return f"<div>{escape(printable(text, _LONGEST))}</div>" if text else ""
+    shown = escape(printable(text, _LONGEST))
+    return f'<div style="{_TEXT}">{shown}</div>' if text else ""

@@ -107,6 +107,8 @@ class ServerWork:
     def _launch(self, options: ServerOptions) -> None:
         session = launch(options.model, progress=self._note, **options.arguments())
         self._launched(session)
+        if self._called_off.is_set():  # too late for `_note`
+            session.stop()
 
     def _relaunch(self, session: Session, options: ServerOptions) -> None:
         same = options.model == ServerOptions.of(session).model

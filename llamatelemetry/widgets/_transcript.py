@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import zip_longest
 from pprint import pformat
 from typing import Any
 
@@ -157,7 +158,8 @@ def _fits(name: str, value: object) -> bool:
         return name not in _NEVER_NONE
     if name in _TEXTS:
         return isinstance(value, str)
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and value not in {math.inf, -math.inf}  # as JSON reads 1e999
 
 
 def to_markdown(turns: Sequence[Turn], system: str = "") -> str:
@@ -186,7 +188,7 @@ def _notes(turn: Turn) -> str:
     if turn.images:
         notes.append(f"images: {len(turn.images)}, kept in the JSON transcript")
     if turn.model:
-        notes.append(f"`{printable(turn.model).replace('`', '′')}`")  # noqa: RUF001 -- no code's end
+        notes.append(_as_code(turn.model))
     if turn.completion_tokens is not None:
         notes.append(f"{turn.completion_tokens} tokens")
     if turn.tokens_per_second is not None:
@@ -194,8 +196,13 @@ def _notes(turn: Turn) -> str:
     if turn.seconds_to_first_token is not None:
         notes.append(f"first token after {turn.seconds_to_first_token:.2f} s")
     if turn.finish_reason not in {None, "stop"}:
-        notes.append(f"ended by {printable(str(turn.finish_reason))}")
+        notes.append(f"ended by {_as_code(str(turn.finish_reason))}")
     return ", ".join(notes)
+
+
+def _as_code(text: str) -> str:
+    """Return what a server said as Markdown in which it stays a word."""
+    return f"`{printable(text).replace('`', '′')}`"  # noqa: RUF001 -- no code's end
 
 
 def to_cell(
@@ -212,7 +219,7 @@ def to_cell(
         url: The server's address.
     """
     questions = []
-    for turn, following in zip(turns, [*turns[1:], None], strict=True):
+    for turn, following in zip_longest(turns, turns[1:]):
         if turn.role == "user":
             sampling = _plain_sampling(following) if following is not None else {}
             questions.append((_message(turn), sampling))

@@ -25,7 +25,7 @@ from llamatelemetry.widgets._chat_page import (
 )
 from llamatelemetry.widgets._chat_room import measure
 from llamatelemetry.widgets._chat_words import status_line
-from llamatelemetry.widgets._markdown import STYLE
+from llamatelemetry.widgets._markdown import STYLE, UNTYPESET
 from llamatelemetry.widgets._panel import Panel
 from llamatelemetry.widgets._toolkit import Mode
 from llamatelemetry.widgets._transcript import Turn
@@ -182,7 +182,9 @@ class ChatPanel(Panel):
         """Forget the conversation; :meth:`undo_clear` has it back once."""
         with self._lock:
             self._history.clear()
-            self._editing = False
+            if self._editing:
+                self._editing = False
+                self._say("")
             self._show()
 
     def undo_clear(self) -> None:
@@ -211,8 +213,9 @@ class ChatPanel(Panel):
         Raises:
             ConfigurationError: Another ending.
             FileExistsError: The file is there.
+            OSError: It cannot be written.
         """
-        target = Path(path)
+        target = Path(path).expanduser()
         writers = {".json": _transcript.to_json, ".md": _transcript.to_markdown}
         write = writers.get(target.suffix.lower())
         if write is None:
@@ -220,13 +223,13 @@ class ChatPanel(Panel):
                 f"{target.name!r} ends in neither .json nor .md, which say how the "
                 "transcript is written"
             )
-        if target.exists() and not overwrite:
-            raise FileExistsError(
-                f"{target} is there already; give another name, or overwrite=True"
-            )
         with self._lock:
-            text = write(self._history.turns, self._history.system)
-        write_whole(target, text)
+            turns, system = self._history.turns, self._history.system
+        text = write(turns, system)
+        if overwrite:
+            write_whole(target, text)
+        else:
+            _write_new(target, text)
         return target
 
     def to_cell(self) -> str:
@@ -235,12 +238,14 @@ class ChatPanel(Panel):
         url = getattr(self._client(), "base_url", None)
         url = str(url or getattr(self._source, "url", _DEFAULT_URL))
         with self._lock:
-            turns, system = self._history.turns, self._history.system
+            turns, system = self._history.said, self._history.system
         return _transcript.to_cell(turns, system, url=url)
 
     def close(self) -> None:
         """End the answer that is being given and take the panel off the page."""
-        self._history.leave()
+        with self._lock:
+            self._closing.set()  # nothing is asked any more
+            self._history.leave()
         self._history.wait(_FAREWELL_SECONDS)
         super().close()
 
@@ -271,7 +276,8 @@ class ChatPanel(Panel):
     def _html(self) -> str:
         exchanges = self._history.exchanges
         shown = "".join(map(self._page, exchanges))
-        return STYLE + (shown or "<p>A chat, with nothing asked yet.</p>")
+        shown = shown or "<p>A chat, with nothing asked yet.</p>"
+        return f'{STYLE}<div class="{" ".join(UNTYPESET)}">{shown}</div>'
 
     # ── buttons; called under the lock ───────────────────────────────────────────
 
@@ -310,14 +316,24 @@ class ChatPanel(Panel):
             self.undo_clear()
 
     def _drop_and_ask(self) -> None:
-        self._history.drop_oldest(self._situation().drop)
+        self._history.make_room()
         self.regenerate()
 
     def _save_beside(self, suffix: str) -> None:
         stem = time.strftime("chat-%Y-%m-%d-%H%M%S")
         names = (f"{stem}{f'-{again}' if again else ''}.{suffix}" for again in count())
-        path = next(path for path in map(Path, names) if not path.exists())
-        self._say(f"Saved as {self.save(path).resolve()}")
+        for name in names:
+            try:
+                path = self.save(name)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise ConfigurationError(
+                    "nothing was saved, as the notebook's folder cannot be written "
+                    f"to: {error.strerror}; panel.save(path) writes it elsewhere"
+                ) from error
+            self._say(f"Saved as {path.resolve()}")
+            return
 
     def _show_or_hide_cell(self) -> None:
         face = self._require_face()
@@ -350,7 +366,7 @@ class ChatPanel(Panel):
 
     def _show(self) -> None:
         """Show the conversation as it is now; under the lock."""
-        if self._face is None:
+        if self._face is None or self.closed:
             return
         exchanges, last = self._history.exchanges, self._history.last
         live = None if last is None or last.generation.is_over else last
@@ -378,8 +394,7 @@ class ChatPanel(Panel):
             with self._lock:
                 if page is not None and exchange in self._history.exchanges:
                     self._pages[exchange] = page
-                if not self.closed:
-                    self._show()
+                self._show()
 
         self._in_background(run, "chat-answer")
 
@@ -407,6 +422,26 @@ class ChatPanel(Panel):
             can_undo=self._history.can_undo,
             drop=drop,
         )
+
+
+def _write_new(target: Path, text: str) -> None:
+    """Write a file that was not there, also while others look for a free name.
+
+    Raises:
+        FileExistsError: It is there.
+        OSError: It cannot be written.
+    """
+    try:
+        target.open("x").close()
+    except FileExistsError:
+        raise FileExistsError(
+            f"{target} is there already; give another name, or overwrite=True"
+        ) from None
+    try:
+        write_whole(target, text)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
 
 
 def _checked(sampling: Mapping[str, Any]) -> Mapping[str, Any]:

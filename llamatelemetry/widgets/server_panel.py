@@ -18,7 +18,7 @@ from llamatelemetry.widgets._model_choices import (
     find_models,
     model_choices,
 )
-from llamatelemetry.widgets._panel import Panel
+from llamatelemetry.widgets._panel import Panel, close_all
 from llamatelemetry.widgets._plan_preview import (
     Headers,
     Newest,
@@ -29,7 +29,7 @@ from llamatelemetry.widgets._plan_preview import (
 )
 from llamatelemetry.widgets._server_options import ServerOptions
 from llamatelemetry.widgets._server_polls import ServerPolls
-from llamatelemetry.widgets._server_state import Seen, look, servers_of
+from llamatelemetry.widgets._server_state import Seen, hint_at_start, look, servers_of
 from llamatelemetry.widgets._server_view import ServerView, command_text
 from llamatelemetry.widgets._server_work import ServerWork
 from llamatelemetry.widgets._toolkit import Mode
@@ -64,7 +64,7 @@ class ServerPanel(Panel):
         self, session: Session | None = None, *, mode: Mode | None = None
     ) -> None:
         super().__init__(mode=mode)
-        self.session = session
+        self.session = self._given = session
         self._cards = cards_here()
         self._found = FoundModels()
         self._options = ServerOptions(model=default_model(self._cards))
@@ -148,6 +148,11 @@ class ServerPanel(Panel):
         """Return the session, if it can still run something."""
         return None if self.session is None or self.session.closed else self.session
 
+    @property
+    def _is_over(self) -> bool:
+        """Whether this was the panel of a session that was closed."""
+        return self._given is not None and self._given.closed
+
     def _follow_session(self) -> bool:
         """Take up the session that runs here, and the options it has now.
 
@@ -155,7 +160,7 @@ class ServerPanel(Panel):
         """
         if self._work.doing:  # what is tried now may fail, and the old come back
             return False
-        if self._usable() is None:
+        if self._given is None and self._usable() is None:
             self.session = current_session() or self.session
         session = self._usable()
         if session is None:
@@ -174,6 +179,8 @@ class ServerPanel(Panel):
     # ── what buttons and controls do ─────────────────────────────────────────────
 
     def _start(self) -> None:
+        if not self._can()["start"]:  # clicked before the page knew that
+            return
         self._say("")
         self._work.start(self._usable(), self._changed())
         self._show_state()
@@ -184,7 +191,7 @@ class ServerPanel(Panel):
 
     def _restart(self) -> None:
         session = self._usable()
-        if session is not None:
+        if session is not None and self._can()["restart"]:
             self._say("")
             self._work.restart(session, self._changed())
             self._show_state()
@@ -337,24 +344,25 @@ class ServerPanel(Panel):
         return self._work.trouble or of_server
 
     def _show_buttons(self) -> None:
-        if self._view is None:
-            return
-        work, seen = self._work, self._seen
-        alive = seen is not None and seen.alive
-        changed = self._changed() is not None
-        idle = not work.doing and not work.stopping
+        if self._view is not None:
+            hint = hint_at_start(
+                alive=_ran(self._seen),
+                changed=self._changed() is not None,
+                good=self._preview is None or self._preview.can_start,
+                over=self._is_over,
+            )
+            self._view.show_buttons(self._can(), hint)
+
+    def _can(self) -> Mapping[str, bool]:
+        """Return which buttons make sense now."""
+        work, alive = self._work, _ran(self._seen)
         good = self._preview is None or self._preview.can_start
-        can = {
+        idle = not (work.doing or work.stopping or self._is_over)
+        return {
             "start": idle and not alive and good,
             "stop": not work.stopping and (alive or bool(work.doing)),
-            "restart": idle and alive and (good or not changed),
+            "restart": idle and alive and (good or self._changed() is None),
         }
-        hint = ""
-        if not good and not (alive and not changed):
-            hint = "It cannot be started like this; the plan says why."
-        elif alive and changed:
-            hint = "The options have changed: Restart makes them count."
-        self._view.show_buttons(can, hint)
 
     def _show_log(self, *, anew: bool = False) -> None:
         if self._view is None or not self._log_is_shown:
@@ -380,6 +388,9 @@ class ServerPanel(Panel):
         """Take the panel off the page; the server goes on."""
         super().close()
         self._polls.close()
+        if self._view is not None:
+            for block in self._view.blocks:  # not all of them are on the page
+                close_all(block)
 
     # ── without widgets ──────────────────────────────────────────────────────────
 
@@ -394,16 +405,14 @@ class ServerPanel(Panel):
             preview = drawn(session.plan)
         elif self._mode == "text" or preview is None:
             preview = self._look_ahead((self._options, False), ask_hub=False)
+        server = "○ no server yet" if seen is None else f"{seen.mark} {seen.where}"
         parts = {
-            "Server": "○ no server yet"
-            if seen is None
-            else f"{seen.mark} {seen.where}",
+            "Server": server,
             "Options": str(self._options),
             "Plan": f"{preview.mark}: {preview.sentence}",
         }
-        if self._work.trouble or (seen is not None and seen.trouble):
-            parts["Error"] = self._work.trouble or (seen.trouble if seen else "")
-        return parts
+        trouble = self._work.trouble or ("" if seen is None else seen.trouble)
+        return parts | ({"Error": trouble} if trouble else {})
 
     def _log_end(self) -> list[str]:
         session, tail = self._usable(), LogTail()

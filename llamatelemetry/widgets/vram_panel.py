@@ -24,7 +24,7 @@ from llamatelemetry.widgets._memory_sources import (
     aligned,
 )
 from llamatelemetry.widgets._panel import Panel
-from llamatelemetry.widgets._toolkit import Mode
+from llamatelemetry.widgets._toolkit import Mode, with_tooltip
 
 __all__ = ["VRAMPanel"]
 
@@ -34,6 +34,12 @@ _LEAST_INTERVAL, _LONGEST_INTERVAL = 0.2, 60
 _MOST_NAMES = 1000
 _PAGE_DPI, _FILE_DPI = 130, 200  # 832 and 1280 pixels wide
 _TITLE = "GPU memory"
+_NO_PICTURE = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010804000000b51c0c02"
+    "0000000b4944415478da6360600000000300012b094d840000000049454e44ae426082"
+)
+"""One transparent pixel: where there is no picture at all, pages show a broken one."""
+_QUIET = "font-size:85%;opacity:.8"
 _NOT_RUNNING = "The monitor does not run, so nothing new is seen."
 
 
@@ -85,6 +91,8 @@ class VRAMPanel(Panel):
         )
         self._window = _checked("window", window, _LEAST_WINDOW, _LONGEST_WINDOW)
         self._paused = False
+        self._is_asked = False  # to look before the next tick
+        self._anyway = False  # and that though paused
         # Held by whoever looks and draws; a handler holds the panel's lock, not this.
         self._looking = threading.Lock()
         self._cards = CardSource(monitor)
@@ -100,9 +108,14 @@ class VRAMPanel(Panel):
         row = toolkit.Layout(flex_flow="row wrap", align_items="center")
         height = Layout(max(len(self._monitor.gpus), 1)).height
         self._image = toolkit.Image(
+            value=_NO_PICTURE,
             format="png",
             layout=toolkit.Layout(
-                width=f"{WIDTH}px", height=f"{height}px", flex="0 0 auto"
+                width=f"{WIDTH}px",
+                height=f"{height}px",
+                flex="0 0 auto",
+                max_width="99%",
+                object_fit="contain",  # smaller on a narrow page, not squeezed
             ),
             # No tooltip: pages of ipywidgets 8 fail where one has no description.
         )
@@ -125,8 +138,8 @@ class VRAMPanel(Panel):
             [
                 self._state,
                 self._image,
-                self._caption,
                 self._table,
+                self._caption,
                 toolkit.HBox(controls, layout=row),
             ]
         )
@@ -137,13 +150,13 @@ class VRAMPanel(Panel):
 
     def _make_windows(self) -> Any:
         seconds = sorted({*(60.0 * minutes for minutes in _MINUTES), self._window})
-        return self._w.Dropdown(
+        windows = self._w.Dropdown(
             options=[(duration(each), each) for each in seconds],
             value=self._window,
             description="Window:",
-            tooltip="How much time the chart shows",
             layout=self._w.Layout(width="210px"),
         )
+        return with_tooltip(windows, "How much time the chart shows")
 
     # ── what the buttons do ──────────────────────────────────────────────────────
 
@@ -157,11 +170,12 @@ class VRAMPanel(Panel):
         )
         self._outbox.set(self._pause, description=text, tooltip=tooltip)
         self._say("Paused; the monitor goes on." if self._paused else "")
-        self._in_background(self._refresh, "vram-now")
+        self._refresh_soon()
 
     def _choose_window(self, seconds: float) -> None:
         self._window = seconds
-        self._in_background(lambda: self._refresh(anyway=True), "vram-now")
+        self._anyway = True
+        self._refresh_soon()
 
     def _start_monitor(self) -> None:
         def start() -> None:
@@ -199,15 +213,20 @@ class VRAMPanel(Panel):
 
     # ── what moves ───────────────────────────────────────────────────────────────
 
-    def _refresh(self, *, anyway: bool = False) -> None:
-        """Look, and show what is new; nothing is drawn or sent where nothing is.
+    def _refresh_soon(self) -> None:
+        """Look in a thread: once, however often that is asked for before it begins."""
+        with self._lock:
+            if self._is_asked:
+                return
+            self._is_asked = True
+        self._in_background(self._refresh, "vram-now")
 
-        Args:
-            anyway: Draw though paused, because something else was asked for.
-        """
+    def _refresh(self) -> None:
+        """Look, and show what is new; nothing is drawn or sent where nothing is."""
         with self._looking:
             with self._lock:
-                paused = self._paused and not anyway
+                paused = self._paused and not self._anyway
+                self._is_asked = self._anyway = False
             if paused:
                 return
             changed = self._look()
@@ -217,8 +236,9 @@ class VRAMPanel(Panel):
                 return
             table = _html.table(source.rows, header=source.header)
             more = "".join(map(_line, source.sentences))
-            self._outbox.set(self._table, value=table + more)
-            self._outbox.set(self._caption, value=_line(source.caption()))
+            page = f'<div style="line-height:1.4;overflow-x:auto">{table}{more}</div>'
+            self._outbox.set(self._table, value=page)
+            self._outbox.set(self._caption, value=_line(source.caption(), _QUIET))
             picture = self._chart.png(
                 source.devices,
                 source.traces,
@@ -253,7 +273,8 @@ class VRAMPanel(Panel):
         self._outbox.set(self._state, value=_line(told) if told else "")
         self._outbox.set(self._start.layout, display="none" if running else None)
         shown = None if self._source is not None else "none"
-        self._outbox.set(self._image.layout, display=shown)
+        for widget in (self._image, self._table, self._caption):
+            self._outbox.set(widget.layout, display=shown)
 
     def _state_sentence(self) -> str:
         """Return what is to be known beside the figures; "" if nothing is."""
@@ -326,16 +347,22 @@ def _write_new(folder: Path, kind: str, data: bytes) -> Path:
     for number in range(1, _MOST_NAMES):
         path = folder / f"{stem}{f'-{number}' if number > 1 else ''}.{kind}"
         try:
-            with path.open("xb") as file:
-                file.write(data)
+            file = path.open("xb")
         except FileExistsError:
             continue
+        try:
+            with file:
+                file.write(data)
+        except BaseException:  # half a file is none
+            path.unlink(missing_ok=True)
+            raise
         return path
     raise FileExistsError(f"{folder} has {_MOST_NAMES} files of this second")
 
 
-def _line(text: str) -> str:
-    return f'<div style="overflow-wrap:anywhere">{escape(text)}</div>'
+def _line(text: str, look: str = "") -> str:
+    style = f"overflow-wrap:anywhere;line-height:1.4;{look}"
+    return f'<div style="{style}">{escape(text)}</div>'
 
 
 def _clock(moment: float) -> str:

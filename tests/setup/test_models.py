@@ -766,6 +766,19 @@ def test_the_memory_of_verdicts_is_a_file_of_plain_json(
     ]
 
 
+def test_a_folder_may_hold_what_is_no_model(tmp_path: Path, demo_model: Path) -> None:
+    """Hidden twins, folders, projectors by any name, importance matrices."""
+    folder = tmp_path / "models"
+    (folder / "folder.gguf").mkdir(parents=True)
+    (folder / "small-mmproj-f16.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match="only small-mmproj-f16.gguf"):
+        ensure_model(folder)
+    for name in ("._small.gguf", "imatrix.gguf"):
+        (folder / name).write_bytes(b"GGUF")
+    (folder / "small.gguf").symlink_to(demo_model)
+    assert ensure_model(folder).name == "small.gguf"
+
+
 def test_a_folder_stands_for_the_one_model_in_it(
     tmp_path: Path, demo_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

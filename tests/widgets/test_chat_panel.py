@@ -569,9 +569,9 @@ def test_reasoning_is_folded_apart(
     view = panel._face.view
     ask(panel, "Think!")
     wait_for(lambda: view._folded.layout.display is None)
-    assert view._folded.selected_index is None
+    assert not view.is_reasoning_open
     assert "Thinking" in view._status.value
-    change(view._folded, 0, "selected_index")
+    change(view._unfold, True)
     wait_for(
         lambda: "t9" in view._reasoning._tail.value + str(view._reasoning._sections)
     )
@@ -820,3 +820,149 @@ def test_turns_are_values() -> None:
     turn = Turn(role="user", content="a")
     with pytest.raises(AttributeError):
         turn.content = "b"  # type: ignore[misc]
+
+
+def test_what_was_dropped_is_not_asked_about_any_more(
+    engine: Engine, tmp_path: Path, make: Make
+) -> None:
+    """A stopped answer that is asked again, dropped or forgotten ends its thread."""
+    model = write_tiny_model(
+        tmp_path / "m.gguf", layers=6, width=512, context_length=8192
+    )
+    config = ServerConfig(model, port=0, context_size=8192, parallel=2, threads=1)
+    with ServerManager(config, engine=engine, timeout=60) as server:
+        panel = make(LlamaCppClient(server.get_url()), mode="text", max_tokens=3)
+        panel.send("hello the hell in there " * 120)
+        dropped = panel._history.exchanges[0].generation
+        wait_for(lambda: dropped.state == "reading", 30)
+        panel.stop()
+        panel.clear()
+        assert not dropped._left.is_set()
+        panel.undo_clear()
+        panel.edit_last("Hello!")
+        assert dropped._left.is_set()
+        assert panel.wait(30)
+        for forget in (panel.drop_oldest, panel.clear):
+            first = panel._history.exchanges[0].generation
+            panel.send("Hello!")
+            assert panel.wait(30)
+            forget()
+            panel.send("Hello!")
+            assert panel.wait(30)
+            assert first._left.is_set()
+
+
+def test_questions_that_are_not_sent_take_no_room(
+    engine: Engine, tiny_model: Path, page: Recorder, make: Make
+) -> None:
+    """One click makes the room that is needed, also where the oldest had failed."""
+    config = ServerConfig(tiny_model, port=0, context_size=256, threads=1)
+    with ServerManager(config, engine=engine, timeout=60) as server:
+        panel = make(LlamaCppClient(server.get_url()), max_tokens=4, temperature=0)
+        for number, words in enumerate((400, 25, 25, 50), 1):
+            ask(panel, "hello " * words)
+            settle(panel, number)
+        said = [turn.finish_reason != "error" for turn in panel.transcript[1::2]]
+        assert said == [False, True, True, False]
+        needed = panel._situation().drop
+        click(button(panel, f"Drop {needed} oldest"))
+        settle(panel, 3 - needed)
+        assert panel.transcript[-1].finish_reason != "error"
+
+
+def test_a_cell_asks_what_was_part_of_the_conversation(
+    stand_in: StandIn, make: Make
+) -> None:
+    """A question that failed is not in it: it was not sent with the next ones."""
+
+    @dataclass
+    class Source:
+        client: LlamaCppClient
+
+    source = Source(stand_in.client(status=500))
+    panel = make(source, mode="text")
+    panel.send("in vain")
+    assert panel.wait(10)
+    source.client = stand_in.client()
+    panel.send("well")
+    assert panel.wait(10)
+    cell = panel.to_cell()
+    assert "in vain" not in cell
+    assert "well" in cell
+
+
+def test_two_that_save_at_once_do_not_overwrite(
+    stand_in: StandIn, tmp_path: Path, make: Make
+) -> None:
+    """Of many threads that save under one name, one does; the others are told."""
+    panel = make(stand_in.client(), mode="text")
+    results: list[str] = []
+
+    def save() -> None:
+        try:
+            results.append(panel.save(tmp_path / "chat.json").name)
+        except FileExistsError:
+            results.append("there")
+
+    threads = [threading.Thread(target=save) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == ["chat.json", *["there"] * 15]
+    (tmp_path / "led.json").symlink_to(tmp_path / "nowhere.json")
+    with pytest.raises(FileExistsError):
+        panel.save(tmp_path / "led.json")
+
+
+def test_a_folder_that_cannot_be_written_to_is_said(
+    stand_in: StandIn,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    page: Recorder,
+    make: Make,
+) -> None:
+    """The button says so in a sentence, and where else it can be written."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    panel = make(stand_in.client())
+    ask(panel, "Hello!")
+    settle(panel, 1)
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    click(button(panel, "Save JSON"))
+    assert "<b>Error:</b> nothing was saved" in shown(panel)
+    assert "panel.save(path)" in shown(panel)
+
+
+def test_chosen_images_can_be_taken_away_from_a_blind_model(
+    stand_in: StandIn, page: Recorder, make: Make
+) -> None:
+    """Their row stays while there are any; a bad file of several is named."""
+    panel = make(stand_in.client())
+    assert panel.widget is not None
+    assert panel._face is not None
+    pictures = panel._face.pictures
+    pictures.offer(sees_pictures=True)
+    upload(find(panel.widget, "FileUpload"), "cat.png", PICTURE)
+    pictures.offer(sees_pictures=False)
+    assert pictures.box.layout.display is None
+    click(button(panel, "Remove images"))
+    assert pictures.box.layout.display == "none"
+    pictures.offer(sees_pictures=True)
+    upload(find(panel.widget, "FileUpload"), "n<o>.txt", b"none", "text/plain")
+    assert "<b>Error:</b> n&lt;o&gt;.txt: " in shown(panel)
+    for strange in ({"type": "image_url"}, ["cat.png"]):
+        with pytest.raises(ConfigurationError, match="image_part"):
+            panel.send("What is this?", strange)  # type: ignore[arg-type]
+
+
+def test_a_static_page_is_not_typeset(stand_in: StandIn, make: Make) -> None:
+    """A server's error may hold a formula that runs a script when it is clicked."""
+    panel = make(stand_in.client(finish="$%5Chref{javascript:a}{b}$"), mode="text")
+    panel.send("Hello!")
+    assert panel.wait(10)
+    html = panel._repr_html_()
+    assert "href{javascript" in html
+    assert html.index("mathjax_ignore") < html.index("You</b>")
+    assert html.endswith("</div></div>")

@@ -438,3 +438,44 @@ def test_nothing_is_left_running() -> None:
     generation.start()
     assert generation.wait(10)
     wait_for(lambda: generation._thread not in threading.enumerate())
+
+
+def test_a_stop_needs_no_answer_of_a_silent_server(stand_in: StandIn) -> None:
+    """Where nothing was sent yet it is over at once, and nothing is sent later."""
+    url = stand_in.url(before=1.0)
+    generation = generate(LlamaCppClient(url))
+    wait_for(lambda: stand_in.seen(url))
+    generation.stop()
+    assert generation.is_over
+    assert generation.progress.state == "stopped"
+    wait_for(lambda: not generation._thread.is_alive())
+    assert generation.progress.state == "stopped"
+    assert not [one for one in stand_in.seen(url) if "chat" in one["path"]]
+
+
+def test_a_seed_that_means_a_random_one_is_made_one(stand_in: StandIn) -> None:
+    """With -1 the server would take one that nobody knows its slot by."""
+    for seed in (-1, 2**32 - 1):
+        url = stand_in.url()
+        progress = finished(LlamaCppClient(url), seed=seed)
+        assert progress.seed == stand_in.asked(url)["body"]["seed"]
+        assert progress.seed != seed
+
+
+def test_slots_that_are_no_slots_end_a_stop(stand_in: StandIn) -> None:
+    """Whatever a server or a pool answers there, the stop comes to its end."""
+
+    class Strange(LlamaCppClient):
+        def get_slots(self) -> Any:
+            raise TypeError("no mapping")
+
+    generation = generate(Strange(stand_in.url(tokens=500, pace=0.01)))
+    wait_for(lambda: generation.progress.completion_tokens > 2)
+    generation.stop()
+    assert generation.wait(10)
+    assert "does not say what its slots do" in generation.progress.note
+
+
+def test_an_error_of_several_lines_is_one_sentence() -> None:
+    """A template's error, which draws lines and arrows, is one line."""
+    assert explained(ClientError("bad\n  ^--\nhere"), "It") == "Bad ^-- here."

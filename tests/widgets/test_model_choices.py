@@ -139,3 +139,12 @@ def test_the_first_choice_is_what_launch_would_take() -> None:
     assert default_model(T4S) == "qwen3-32b"
     assert default_model([]) == DEMO
     assert default_model([GPUMemory(0, 64 * MIB)]) == DEMO
+
+
+def test_a_model_among_very_many_files_is_found(tmp_path: Path) -> None:
+    """A folder is looked at as a whole before the look ends."""
+    (tmp_path / "model.gguf").touch()
+    for number in range(20_001):
+        (tmp_path / f"{number}.png").touch()
+
+    assert models_in(tmp_path) == [tmp_path / "model.gguf"]

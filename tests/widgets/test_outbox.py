@@ -98,3 +98,15 @@ def test_a_closed_outbox_changes_nothing(page: Recorder) -> None:
     outbox.set(label, value="new")
 
     assert label.value == "old"
+
+
+def test_what_is_set_after_a_function_is_set_after_it(page: Recorder) -> None:
+    """A value that was given before a function does not take a later one's place."""
+    label, outbox = ipywidgets().Label(), Outbox(direct=False)
+    outbox.set(label, value="first")
+    outbox.do(lambda: setattr(label, "value", f"{label.value}, second"))
+    outbox.set(label, value="third")
+
+    outbox.flush()
+
+    assert page.values(label) == ["first", "first, second", "third"]

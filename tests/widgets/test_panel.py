@@ -220,3 +220,11 @@ def test_an_unknown_mode_is_refused() -> None:
     """A mode that does not exist names those that do."""
     with pytest.raises(ConfigurationError, match="'threads', 'ticks', 'loop', 'text'"):
         Counter(mode="fast")
+
+
+def test_a_text_for_no_time_does_not_wait() -> None:
+    """In a saved run nobody can end it, so run() without seconds returns at once."""
+    panel = Counter(mode="text")
+    panel.run()
+
+    assert not panel.closed

@@ -337,3 +337,11 @@ def test_nothing_in_a_plan_is_markup(tmp_path: Path) -> None:
     path = write_shape(shape, tmp_path / "<img src=x>.gguf", tokens=False)
 
     assert "<img src=x" not in look(path).html
+
+
+def test_a_name_like_no_path_is_a_sentence() -> None:
+    """Whatever is typed, the panel does not go on looking for ever."""
+    preview = look_ahead(ServerOptions(model="~\0"), (), Headers())
+
+    assert preview.state == "problem"
+    assert not preview.can_start

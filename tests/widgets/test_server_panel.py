@@ -28,6 +28,8 @@ from stand_in_hub import StandInHub
 
 from llamatelemetry.server import Engine
 from llamatelemetry.session import Session, current_session, launch
+from llamatelemetry.widgets._server_options import ServerOptions
+from llamatelemetry.widgets._server_work import ServerWork
 from llamatelemetry.widgets.server_panel import ServerPanel
 
 KEY = "sk-of-the-panel-0123456789"
@@ -280,6 +282,23 @@ def test_a_killed_server_is_shown_as_failed(show: Show, session: Session) -> Non
     assert session.url == url
 
 
+def test_a_stop_in_the_last_moment_of_a_launch_stops_it() -> None:
+    """The launch has its session already, and cannot be called off any more."""
+    found: list[Session] = []
+
+    def launched(session: Session) -> None:
+        found.append(session)
+        work.stop(None)
+
+    work = ServerWork(lambda task, _: task(), launched, lambda: None)
+    try:
+        work.start(None, ServerOptions())
+        assert not found[0].server.is_running()
+        assert (work.doing, work.trouble) == ("", "")
+    finally:
+        found[0].close()
+
+
 # ── options and the plan ─────────────────────────────────────────────────────────
 
 
@@ -319,7 +338,7 @@ def test_what_does_not_fit_cannot_be_started(
     front.wait_for_plan()
 
     assert "✖ does not fit" in front.plan
-    assert "it does not fit with 65,536 tokens" in front.plan
+    assert "It does not fit with 65,536 tokens" in front.plan
     assert front.button("Start").disabled
     assert "cannot be started" in front.view.hint.value
     assert "CUDA0" in front.view.drawing.value
@@ -429,6 +448,38 @@ def test_refresh_finds_new_files(
     front.wait(lambda: any("file · new.gguf" in name for name in names()))
 
 
+def test_a_late_click_does_not_stop_what_runs(
+    show: Show, session: Session, llama_13b: Path, driver: StandInDriver
+) -> None:
+    """A click that was sent before the page had disabled its button does nothing."""
+    driver.describe(t4(0))
+    front = show(session)
+    front.wait_for_state("● ready")
+    front.name(llama_13b)
+    change(front.view.form.context, 65_536)
+    front.wait_for_plan()
+    assert front.button("Restart").disabled
+    front.press("Restart")
+    front.press("Start")
+
+    assert front.panel._work.doing == ""
+    assert "● ready" in front.state
+
+
+def test_a_deleted_working_folder_is_no_obstacle(
+    show: Show, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The panel is shown all the same, without files from there."""
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    front = show()
+    front.wait_for_plan()
+
+    assert "✔ fits" in front.plan
+
+
 # ── log, command, activity ───────────────────────────────────────────────────────
 
 
@@ -509,7 +560,7 @@ def test_work_is_shown_in_slots_and_tokens_per_second(
     finally:
         speeds.append("over")
         thread.join(SECONDS)
-    front.wait(lambda: front.view.activity.value == "<div>0 of 1 slots busy</div>")
+    front.wait(lambda: ">0 of 1 slots busy<" in front.view.activity.value)
 
 
 def test_a_panel_at_rest_sends_nothing(
@@ -555,9 +606,13 @@ def test_two_panels_of_a_session_show_the_same(show: Show, session: Session) -> 
     assert other.view.hint.value == ""
 
 
-def test_closing_a_panel_leaves_the_server(show: Show, session: Session) -> None:
-    """Its threads end and its widgets go; the server runs on, and so does a second."""
-    front, other = show(session), show(session)
+def test_closing_a_panel_leaves_the_server(
+    show: Show, session: Session, page: Recorder
+) -> None:
+    """Its threads end, all its widgets go; the server runs on, and so does a second."""
+    other = show(session)
+    of_other = {one.comm_id for one in page.messages if one.kind == "comm_open"}
+    front = show(session)
     front.wait_for_state("● ready")
     widgets = every_widget(front.box)
     front.panel.close()
@@ -565,6 +620,9 @@ def test_closing_a_panel_leaves_the_server(show: Show, session: Session) -> None
     assert front.panel.closed
     assert session.server.is_running()
     assert all(widget.comm is None for widget in widgets)
+    closed = {one.comm_id for one in page.messages if one.kind == "comm_close"}
+    opened = {one.comm_id for one in page.messages if one.kind == "comm_open"}
+    assert opened - closed == of_other
     other.click("Stop")
     other.wait_for_state("■ stopped")
 
@@ -581,6 +639,17 @@ def test_a_panel_without_a_session_takes_up_the_one_that_runs(show: Show) -> Non
     front.click("Start")
     front.wait_for_state("● ready")
     assert front.panel.session is not session
+
+
+def test_a_panel_of_a_session_stays_with_it(show: Show, session: Session) -> None:
+    """When its session is closed, it says so and takes up no other."""
+    front = show(session)
+    front.wait_for_state("● ready")
+    session.close()
+    with launch("demo", engine="embedded", context_size=256, progress=False):
+        front.wait(lambda: "This session was closed" in front.view.hint.value)
+        assert front.view.start.disabled
+        assert front.panel.session is session
 
 
 def test_each_server_of_a_pool_has_a_line(

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from llamatelemetry.exceptions import ConfigurationError
+from llamatelemetry.widgets._markdown import is_contained
 from llamatelemetry.widgets._transcript import (
     Turn,
     from_json,
@@ -169,7 +170,7 @@ def test_markdown_reads_well() -> None:
         "## Model\n\n> Reasoning:\n>\n> Four legs,\n>\n> and a tail.\n\n"
         "A cat.\n\n```py\ncat()\n```\n\n"
         "*`tiny`, 5 tokens, 12.3 tokens/s, first token after 0.25 s, "
-        "ended by length*\n\n"
+        "ended by `length`*\n\n"
         "## You\n\nSure?\n"
     )
 
@@ -268,3 +269,23 @@ def test_a_cell_asks_the_same_again(stand_in: StandIn) -> None:
     assert [message["content"] for message in second["messages"]] == [
         *("Count.", "One?", answer, "Two?"),
     ]
+
+
+def test_a_finish_reason_is_a_word_in_a_file() -> None:
+    """What a server calls an answer's end becomes neither HTML nor an image."""
+    for reason in ("<img src=//leak.example>", "![a](https://leak.example)", "`<b>`"):
+        turn = Turn(role="assistant", content="Yes.", finish_reason=reason)
+        assert is_contained(to_markdown([turn]))
+
+
+def test_a_number_that_is_none_is_refused() -> None:
+    """What JSON reads as infinite could not be written again."""
+    text = to_json([Turn(role="user", content="a", tokens_per_second=1.5)])
+    with pytest.raises(ConfigurationError, match="tokens_per_second that cannot be"):
+        from_json(text.replace("1.5", "1e999"))
+
+
+def test_a_cell_of_nothing_asks_nothing() -> None:
+    """A conversation in which nothing was said is a cell too."""
+    compile(to_cell([]), "cell", "exec")
+    assert "questions = []" in to_cell([])

@@ -14,6 +14,7 @@ from manager_tools import wait_for
 from nvml_tools import GPU_IS_LOST, MIB, NOT_SUPPORTED, StandInDriver, t4
 from panel_tools import Recorder, change, click, every_widget, find
 from PIL import Image
+from small_disk import small_disk
 
 from llamatelemetry import _environment
 from llamatelemetry._chart import WIDTH
@@ -24,10 +25,12 @@ from llamatelemetry.gguf.memory import MemoryPlan, plan_memory
 from llamatelemetry.gpu import GPUMonitor
 from llamatelemetry.placement import Placement, decide_placement
 from llamatelemetry.server import _linux
+from llamatelemetry.session import launch
 from llamatelemetry.widgets import _bands, vram_panel
 from llamatelemetry.widgets._bands import HOST, bands_of, before_bytes, expected
 from llamatelemetry.widgets._memory_sources import CardSource, HostSource
 from llamatelemetry.widgets.vram_panel import VRAMPanel
+from tests.conftest import missing_part
 
 Show = Callable[..., VRAMPanel]
 DEMO_MODEL = Path(_environment.__file__).parent / "data" / "demo-q8_0.gguf"
@@ -77,7 +80,7 @@ def words_of(panel: VRAMPanel) -> str:
 
 def drawn(panel: VRAMPanel) -> None:
     """Wait until a panel has a picture."""
-    wait_for(lambda: bool(image_of(panel).value), 20)
+    wait_for(lambda: image_of(panel).value != vram_panel._NO_PICTURE, 20)
 
 
 def pictures(page: Recorder, panel: VRAMPanel) -> list[bytes]:
@@ -265,13 +268,43 @@ def test_a_panel_that_ticks_sends_nothing_by_itself(
     with VRAMPanel(monitor, mode="loop", interval=0.2) as panel:
         image = image_of(panel)
         page.clear()
-        wait_for(lambda: (id(image), "value") in panel._outbox._kept, 20)
+        wait_for(lambda: bool(panel._cards.now) and not panel._looking.locked(), 20)
         assert page.messages == []
 
         panel._outbox.flush()
 
         assert bytes(image.value).startswith(b"\x89PNG")
         assert {one.thread for one in page.messages} == {"MainThread"}
+
+
+def test_many_clicks_are_one_picture(
+    monitor: GPUMonitor, show: Show, page: Recorder
+) -> None:
+    """However often a window is chosen while it draws, it draws the last one only."""
+    panel = show(monitor)
+    windows = find(panel.widget, "Dropdown")
+    pause = find(panel.widget, "Button", "Pause")
+    settled(panel, page)
+    with panel._looking:
+        for _ in range(20):
+            for _, seconds in windows.options:
+                click(pause)
+                change(windows, seconds)
+        names = [one.name for one in threading.enumerate()]
+        assert names.count("llamatelemetry-panel-vram-now") == 1
+
+    wait_for(lambda: "the last 60 minutes" in words_of(panel))
+    wait_for(lambda: not panel._looking.locked())
+    assert len(pictures(page, panel)) == 1
+
+
+def test_a_page_without_a_picture_yet_is_not_broken(page: Recorder) -> None:
+    """Until there is one a transparent picture of the chart's size stands there."""
+    with VRAMPanel(GPUMonitor(), mode="loop") as panel:
+        image = image_of(panel)
+        picture = Image.open(io.BytesIO(image.value)).convert("RGBA")
+        assert picture.getpixel((0, 0)) == (0, 0, 0, 0)
+        assert image.layout.width == f"{WIDTH}px"
 
 
 # The plan's bands.
@@ -387,6 +420,35 @@ def test_a_monitor_that_does_not_run_can_be_started(
     assert image_of(panel).layout.display != "none"
 
 
+def test_cards_that_come_and_go_are_followed(
+    driver: StandInDriver, show: Show, page: Recorder
+) -> None:
+    """After a new start the chart is of the cards that are there then, or of none."""
+    driver.describe(t4(0, total=8 * GIB), t4(1))
+    monitor = GPUMonitor(BY_HAND)
+    monitor.start()
+    panel = show(monitor, lambda: plan_memory(DEMO_MODEL, gpus="2x15"))
+    wait_for(lambda: "of 8.0 GiB" in words_of(panel))
+    monitor.stop()
+    driver.describe(t4(0, total=None, free=None))
+    monitor.start()
+    wait_for(lambda: "not told" in words_of(panel))
+    (device,) = panel._cards.devices
+    assert device.total_bytes is None
+    monitor.stop()
+    driver.unplug()
+    monitor.start()
+    wait_for(lambda: "on the host" in words_of(panel))
+    monitor.stop()
+    wait_for(lambda: "does not run" in words_of(panel))
+    for part in (panel._image, panel._table, panel._caption):
+        wait_for(lambda part=part: part.layout.display == "none")
+    driver.describe(t4(0), t4(1))
+    click(find(panel.widget, "Button", "Start watching"))
+    wait_for(lambda: "on 2 GPUs" in words_of(panel))
+    monitor.stop()
+
+
 # What is kept.
 
 
@@ -426,6 +488,16 @@ def test_no_file_is_overwritten(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in paths] == [bytes([n]) for n in range(5)]
 
 
+def test_of_a_full_disk_no_half_file_is_left(tmp_path: Path) -> None:
+    """What could not be written whole is not there, and the next try has its name."""
+    with small_disk(tmp_path / "full", 64 * 1024) as mounted:
+        if not mounted:
+            missing_part("the right to mount a file system", "run as root")
+        with pytest.raises(OSError, match="No space left"):
+            vram_panel._write_new(tmp_path / "full", "png", bytes(128 * 1024))
+        assert list((tmp_path / "full").iterdir()) == []
+
+
 def test_kaggles_output_folder_is_where_files_go(
     monitor: GPUMonitor,
     show: Show,
@@ -462,6 +534,25 @@ def test_what_cannot_be_saved_is_a_sentence(
 
     wait_for(lambda: "Nothing was saved" in words_of(panel), 20)
     assert "os.chdir()" in words_of(panel)
+
+
+# The whole dashboard.
+
+
+def test_only_what_has_a_description_has_a_tooltip(
+    driver: StandInDriver, page: Recorder
+) -> None:
+    """A page of ipywidgets 8 fails where a widget has a tooltip alone."""
+    driver.describe(t4(0), t4(1))
+    with (
+        launch("demo", engine="embedded", progress=False) as session,
+        session.dashboard(mode="threads") as dashboard,
+    ):
+        told = [
+            one for one in every_widget(dashboard.widget) if getattr(one, "tooltip", "")
+        ]
+        assert len(told) > 10
+        assert [type(one) for one in told if not one.has_trait("description")] == []
 
 
 # Without widgets, and at the end.
