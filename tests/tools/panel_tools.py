@@ -105,8 +105,8 @@ def record_comms(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     if is_version_7():
         monkeypatch.setattr(module, "Comm", _comm_of_version_7(recorder))
     else:
-        comm = importlib.import_module("comm")
-        monkeypatch.setattr(comm, "create_comm", _comm_of_version_8(recorder))
+        # The package comm, or what ipywidgets puts before it for old ipykernels.
+        monkeypatch.setattr(module.comm, "create_comm", _comm_of_version_8(recorder))
     return recorder
 
 
