@@ -128,7 +128,8 @@ class Panel(ABC):
         if kind == "error" and told:
             told = f"<b>Error:</b> {told}"
         role = "alert" if kind == "error" else "status"
-        line = f'<div role="{role}" style="overflow-wrap:anywhere">{told}</div>'
+        style = "overflow-wrap:anywhere;line-height:1.4"
+        line = f'<div role="{role}" style="{style}">{told}</div>'
         self._outbox.set(self._foot, value=line if told else "")
 
     def _adopt(self, parts: Iterable[Panel]) -> None:

@@ -62,7 +62,8 @@ class Dashboard(Panel):
         told = self._line()
         if told != self._told:
             self._told = told
-            self._outbox.set(self._heading, value=f"<b>{escape(told)}</b>")
+            line = f'<div role="status" style="line-height:1.4">{escape(told)}</div>'
+            self._outbox.set(self._heading, value=f"<b>{line}</b>")
 
     def _line(self) -> str:
         session = self._session

@@ -119,7 +119,6 @@ def chat(studio: Studio, shoot: Callable[..., None]) -> None:
     with studio.notebook(1300, LAUNCH, CHAT) as (lab, page):
         lab.run(0)
         lab.run(1)
-        ask(page, "What is GGUF?")
         ask(page, "What is the KV cache?")
         page.get_by_role("button", name="System prompt and sampling").click()
         page.get_by_label("Temperature").wait_for()
