@@ -15,7 +15,7 @@ from llamatelemetry._deadline import Deadline
 from llamatelemetry._units import printable
 from llamatelemetry.exceptions import ConfigurationError, LLCudaError
 from llamatelemetry.widgets import _toolkit
-from llamatelemetry.widgets._messages import handle_messages
+from llamatelemetry.widgets._messages import can_handle, handle_messages
 from llamatelemetry.widgets._outbox import Outbox
 from llamatelemetry.widgets._ticking import make_ticking
 from llamatelemetry.widgets._toolkit import Mode, choose_mode
@@ -191,6 +191,8 @@ class Panel(ABC):
         deadline = Deadline.after(endless if seconds is None else seconds)
         if kernel is not None and live:
             _toolkit.display(self._repr_mimebundle_())
+            if not can_handle(kernel):
+                self._say("In this kernel the buttons work once the cell has ended.")
         with contextlib.suppress(KeyboardInterrupt):
             while not (self._closing.is_set() or deadline.expired):
                 self._outbox.flush()

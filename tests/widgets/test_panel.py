@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,6 +127,19 @@ def test_a_loop_ends_with_its_time_and_with_the_panel(page: Recorder) -> None:
     closer.join()
 
     assert panel.closed
+
+
+def test_a_kernel_whose_buttons_cannot_work_is_told_of(
+    page: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a loop cannot handle messages, the panel says when its buttons work."""
+    import IPython
+
+    shell = SimpleNamespace(kernel=object())  # a kernel, and not one of ipykernel's
+    monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
+    with Counter(mode="loop") as panel:
+        panel.run(0.01)
+        assert "once the cell has ended" in panel._foot.value
 
 
 def test_text_has_no_widgets_and_one_picture(page: Recorder) -> None:
