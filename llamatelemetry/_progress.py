@@ -212,4 +212,11 @@ def _make_bar(name: str, total: int | None) -> Any:
         warnings.simplefilter("ignore")
         from tqdm.auto import tqdm  # noqa: PLC0415 -- slow, and not always needed
 
-        return tqdm(desc=name, total=total, unit="B", unit_scale=True, mininterval=0.2)
+        return tqdm(
+            desc=name,
+            total=total,
+            unit="B",
+            unit_scale=True,
+            mininterval=0.2,
+            disable=False,  # it reads TQDM_DISABLE once, when it is imported
+        )

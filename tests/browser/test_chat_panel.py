@@ -70,7 +70,10 @@ def test_an_answer_is_stopped_in_the_middle(
     url = page.get_by_text("http://127.0.0.1").inner_text()
     page.get_by_label("Message").fill("Count to a million.")
     page.get_by_role("button", name="Send").click()
-    page.get_by_text("tokens/s").wait_for()  # at once would be a double click
+    sent = page.evaluate("Date.now()")
+    page.get_by_text("tokens/s").wait_for()
+    # A second click within 0.3 s would be taken for that of a double click.
+    page.wait_for_function("sent => Date.now() > sent + 500", arg=sent)
     assert [slot["is_processing"] for slot in loopback(f"{url}/slots")] == [True]
     watched.shoot("chat-answering")
     page.get_by_role("button", name="Stop").click()

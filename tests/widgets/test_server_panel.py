@@ -88,6 +88,8 @@ class Front:
 
     def wait_for_plan(self) -> None:
         self.wait(lambda: "looking" not in self.plan)
+        with self.panel._lock:  # what is shown with it is there, too
+            pass
 
     def name(self, model: str | Path) -> None:
         """Name a model by hand, and wait for its plan."""
