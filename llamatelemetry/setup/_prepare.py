@@ -355,7 +355,7 @@ class _Preparation:
         named = self.engine
         try:
             found = request.get() if named is None else request.get_named(named)
-        except Exception:
+        except Exception:  # whatever it is: noted which of the two failed, and raised
             self.failed.append("engine")
             raise
         notices += request.notices

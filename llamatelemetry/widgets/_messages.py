@@ -210,6 +210,8 @@ def _handle(
     try:
         identities, parts = kernel.session.feed_identities(frames, copy=False)
         message = kernel.session.deserialize(parts, content=True, copy=False)
+    # What a page sends may be wrong in any way, and the cell must go on: logged with
+    # its traceback, as the kernel does between cells.
     except Exception:
         kernel.log.exception("a message could not be read")
         return
@@ -221,6 +223,7 @@ def _handle(
         handler = kernel.shell_handlers[message["header"]["msg_type"]]
         with interrupts.let_through():
             _finish(handler(reply_by, identities, message))
+    # A widget's handler is the user's code and may raise anything; the same holds.
     except Exception:
         kernel.log.exception("a message could not be handled")
     finally:
