@@ -6,7 +6,11 @@ not an assistant. How it is made: ``binaries/demo_model`` in the repository.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+DEMO_VARIABLE = "LLAMATELEMETRY_DEMO"
+"""While it is 1, the demo model stands in for every model of the catalog."""
 
 DEMO_MODEL = Path(__file__).parent / "data" / "demo-q8_0.gguf"
 DEMO_CONTEXT_SIZE = 512
@@ -18,3 +22,8 @@ DEMO_QUESTIONS = (
     "How much memory does a T4 have?",
     "What is the KV cache?",
 )
+
+
+def is_demo_mode() -> bool:
+    """Whether the demo model on the embedded engine stands in for what is named."""
+    return os.environ.get(DEMO_VARIABLE, "").strip() not in ("", "0")

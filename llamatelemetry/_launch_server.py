@@ -116,12 +116,12 @@ class Plans:
 
     def _placed(self, cards: str | list[GPU]) -> Placement:
         assert self._base is not None  # noqa: S101 - see __init__
-        options = self._options
+        options, model = self._options, self._found.model
         context = options.context_size
         if context is None:
             made_for = most_steps(self._base) * CELL_STEP
             usual = DEFAULT_CONTEXT
-            if is_demo_file(self._found.model):
+            if is_demo_file(model) and model.stands_for is None:
                 usual = DEMO_CONTEXT_SIZE
             context = min(usual, made_for)
         return decide_placement(
@@ -134,6 +134,8 @@ class Plans:
         if named is not None:
             return named
         here: list[GPU] = list(detect_gpus())
+        if self._found.model.stands_for is not None:  # the plan is the other's
+            return here
         return here if here and _sees_cards(self._found.engine) else []
 
     def _check_size(self) -> None:
@@ -154,7 +156,7 @@ class Plans:
         elif not _is_on_cards(self._cards):
             defaults["threads"] = usable_cpus()
         config = options.base_config(**defaults)
-        plan = plan_memory(str(model), config, (), build=_build_of(self._found.engine))
+        plan = plan_memory(model, config, (), build=_build_of(self._found.engine))
         asked = {"embeddings", "rerank"} & set(options.config)
         if not plan.generates and not asked:
             # An encoder does nothing else, and takes no input longer than this.

@@ -54,6 +54,8 @@ class Equipment:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is to be warned of where no step is shown."""
+        if self.model.stands_for is not None:  # its notice says all of it
+            return self.notices
         demo = self.why if self.why != _DEMO and is_demo_file(self.model) else ""
         note = self.engine.note if self.engine.note.startswith(EMBEDDED_NOTE) else ""
         return tuple(filter(None, [demo, note, *self.notices]))

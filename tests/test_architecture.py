@@ -91,6 +91,7 @@ FLOORS = {
     "setup/catalog": 1,
     "gguf/__init__": 6,
     "gguf/_source": 2,
+    "gguf/_stored": 2,
     "gguf/_remote": 2,
     "gguf/_cursor": 2,
     "gguf/_values": 2,

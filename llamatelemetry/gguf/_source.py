@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol, runtime_checkable
 
-from llamatelemetry._demo import DEMO_MODEL
+from llamatelemetry._demo import DEMO_MODEL, is_demo_mode
 from llamatelemetry._units import KIB, MIB
 from llamatelemetry.exceptions import ModelError
 
@@ -250,11 +250,16 @@ def _open_named(text: str) -> Source:
     """Open what is no file here: an address, a file on the Hub, a known name."""
     # Only here, so that reading a local file never loads an HTTP client.
     from llamatelemetry.setup._names import parse_reference  # noqa: PLC0415
-    from llamatelemetry.setup.catalog import catalog  # noqa: PLC0415
+    from llamatelemetry.setup.catalog import catalog, find_entry  # noqa: PLC0415
 
     web = text.lower().startswith(("http://", "https://"))
     if text == "demo":
         return LocalSource(DEMO_MODEL)
+    entry = find_entry(text) if is_demo_mode() else None
+    if entry is not None:
+        from llamatelemetry.gguf._stored import StoredSource  # noqa: PLC0415
+
+        return StoredSource(entry)
     for entry in catalog():
         if entry.id == text:
             text = entry.reference
@@ -263,6 +268,17 @@ def _open_named(text: str) -> Source:
     from llamatelemetry.gguf._remote import open_reference, open_url  # noqa: PLC0415
 
     return open_url(text) if web else open_reference(text)
+
+
+def _open_path(path: os.PathLike[str]) -> Source:
+    """Open a file; for the demo model in another's place, the header of that one."""
+    stands_for: str | None = getattr(path, "stands_for", None)  # of a LocalModel
+    if stands_for is None:
+        return LocalSource(path)
+    from llamatelemetry.gguf._stored import StoredSource  # noqa: PLC0415
+    from llamatelemetry.setup.catalog import find_model  # noqa: PLC0415
+
+    return StoredSource(find_model(stands_for), os.fspath(path))
 
 
 def open_source(source: GGUFSource) -> Source:
@@ -282,7 +298,7 @@ def open_source(source: GGUFSource) -> Source:
             return LocalSource(source)
         return _open_named(source.strip())
     if isinstance(source, os.PathLike):
-        return LocalSource(source)
+        return _open_path(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return BytesSource(source)
     if isinstance(source, Source):

@@ -2,7 +2,8 @@
 
 The order is: the argument, the variable ``LLAMATELEMETRY_SERVER``, ``llama-server``
 or ``llama`` on PATH, the engine that :mod:`llamatelemetry.setup` installed last, and at
-the end the embedded engine, where ``xllamacpp`` is installed.
+the end the embedded engine, where ``xllamacpp`` is installed. While
+``LLAMATELEMETRY_DEMO`` is 1 and none is named, it is the embedded one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from llamatelemetry._demo import is_demo_mode
 from llamatelemetry.exceptions import ConfigurationError, EngineNotFoundError
 from llamatelemetry.server import _process
 from llamatelemetry.server._installed import InstalledEngine, installed_engines
@@ -113,6 +115,8 @@ def find_engine(engine: EngineLike | None = None) -> Engine:
         found = _named(engine, "argument")
     elif variable:
         found = _named(variable, "LLAMATELEMETRY_SERVER")
+    elif is_demo_mode():
+        found = embedded_engine()
     else:
         found = engine_on_path() or _installed() or embedded_engine()
     if found is None:

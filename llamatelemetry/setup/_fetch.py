@@ -48,6 +48,8 @@ class LocalModel(os.PathLike[str]):
         projector: The vision projector, if it was asked for.
         verified: Whether its bytes were compared with a digest that somebody stated; a
             file of this machine that was named by its path is taken as it is.
+        stands_for: The model of the catalog in whose place this demo model is, while
+            ``LLAMATELEMETRY_DEMO`` is set; else None. Plans are then the other's.
     """
 
     path: Path
@@ -57,6 +59,7 @@ class LocalModel(os.PathLike[str]):
     sha256: str | None = None
     projector: Path | None = None
     verified: bool = True
+    stands_for: str | None = None
 
     def __fspath__(self) -> str:
         return str(self.path)

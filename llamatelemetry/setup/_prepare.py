@@ -24,8 +24,7 @@ from llamatelemetry.setup.catalog import CatalogModel
 from llamatelemetry.setup.engines import EMBEDDED_NOTE, EngineRequest, warn
 from llamatelemetry.setup.models import (
     local_model,
-    unverified_notice,
-    warn_unverified,
+    model_notice,
 )
 
 if TYPE_CHECKING:
@@ -177,7 +176,9 @@ def prepare(
     notices: list[str] = []
     prepared = work.run(folder, name, notices)
     warn(notices)
-    warn_unverified(prepared.model)
+    notice = model_notice(prepared.model)
+    if notice is not None:
+        warn([notice])
     return prepared
 
 
@@ -210,8 +211,9 @@ def prepare_with_notices(
         work = replace(work, failed=failed)
     notices: list[str] = []
     prepared = work.run(folder, name, notices)
-    if not prepared.model.verified:
-        notices.append(unverified_notice(prepared.model))
+    notice = model_notice(prepared.model)
+    if notice is not None:
+        notices.append(notice)
     return prepared, notices
 
 

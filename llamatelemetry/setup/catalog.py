@@ -17,10 +17,11 @@ from llamatelemetry.exceptions import ConfigurationError
 from llamatelemetry.setup._names import (
     HubReference,
     nearest_names,
+    parse_reference,
     quantization_label,
 )
 
-__all__ = ["CatalogFile", "CatalogModel", "catalog", "find_model"]
+__all__ = ["CatalogFile", "CatalogModel", "catalog", "find_entry", "find_model"]
 
 _MOST_NAMED = 8
 
@@ -147,3 +148,23 @@ def _entry(values: dict[str, Any]) -> CatalogModel:
         mmproj=CatalogFile(**projector) if projector else None,
         **values,
     )
+
+
+def find_entry(text: str) -> CatalogModel | None:
+    """Return the model that a name or a reference to the Hub means; None for another.
+
+    Args:
+        text: A name of the catalog in any case, or a reference to one of its files, to
+            its quantization, or to its repository alone.
+    """
+    named = next((model for model in catalog() if model.id == text.lower()), None)
+    reference = parse_reference(text)
+    if named is not None or reference is None:
+        return named
+    asked = (reference.path or "").lower()
+    for model in catalog():
+        known = {"", (model.quantization or "").lower()}
+        known.update(file.path.lower() for file in model.files)
+        if model.repo.lower() == reference.repo.lower() and asked in known:
+            return model
+    return None

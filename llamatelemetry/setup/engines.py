@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from llamatelemetry._demo import DEMO_VARIABLE, is_demo_mode
 from llamatelemetry._environment import Token
 from llamatelemetry._progress import FileBar, Shown
 from llamatelemetry.exceptions import (
@@ -136,6 +137,8 @@ class EngineRequest:
 
     def choose(self) -> EngineChoice:
         """Return what would be used or fetched here; see :func:`ensure_engine`."""
+        if is_demo_mode():
+            return EngineChoice(_demo_engine(), (), ())
         return choose(measure_machine(), self.min_build, self.sha256)
 
     def choose_named(self, engine: EngineLike) -> EngineChoice:
@@ -148,6 +151,8 @@ class EngineRequest:
         entry = self._entry_of(engine)
         if entry is None:
             return EngineChoice(self._found(engine), (), ())
+        if is_demo_mode():
+            return EngineChoice(_demo_engine(), (), ())
         record = find_installed(entry)
         if record is not None:
             return EngineChoice(engine_of_record(record), (), ())
@@ -190,6 +195,8 @@ class EngineRequest:
 
             return install_wheel(self.sha256)
         entry = self._entry_of(engine)
+        if entry is not None and is_demo_mode():
+            return _demo_engine()
         return self._found(engine) if entry is None else self._install(entry)
 
     def _entry_of(self, engine: EngineLike) -> EngineEntry | None:
@@ -267,6 +274,10 @@ def _nothing_fetched(failures: list[tuple[EngineEntry, LLCudaError]]) -> LLCudaE
     hint = "\nTo go on without cards: ensure_engine('embedded')."
     error.args = (message + hint,)
     return error
+
+
+def _demo_engine() -> Engine:
+    return embedded_instead(f"{DEMO_VARIABLE} is set")
 
 
 def embedded_instead(reason: str) -> Engine:

@@ -6,7 +6,7 @@ import os
 import warnings
 from pathlib import Path
 
-from llamatelemetry._demo import DEMO_MODEL
+from llamatelemetry._demo import DEMO_MODEL, DEMO_VARIABLE, is_demo_mode
 from llamatelemetry._progress import FileBar
 from llamatelemetry.exceptions import ModelError, SetupWarning
 from llamatelemetry.setup._checksums import checked_digest
@@ -21,15 +21,14 @@ from llamatelemetry.setup._names import (
 )
 from llamatelemetry.setup._search import attached_models
 from llamatelemetry.setup._wanted import read_wanted
-from llamatelemetry.setup.catalog import CatalogModel
+from llamatelemetry.setup.catalog import CatalogModel, find_entry
 
 __all__ = [
     "LocalModel",
     "ensure_model",
     "get_model",
     "local_model",
-    "unverified_notice",
-    "warn_unverified",
+    "model_notice",
 ]
 
 
@@ -80,7 +79,9 @@ def ensure_model(
     )
     digest = None if sha256 is None else checked_digest(sha256)
     found = get_model(model, fetch, sha256=digest, projector=projector)
-    warn_unverified(found)
+    notice = model_notice(found)
+    if notice is not None:
+        warnings.warn(notice, SetupWarning, stacklevel=2)
     return found
 
 
@@ -107,14 +108,15 @@ def get_model(
     return fetch.get(wanted)
 
 
-def warn_unverified(model: LocalModel, stacklevel: int = 3) -> None:
-    """Say so where nobody has stated what a model's bytes should be."""
-    if not model.verified:
-        warnings.warn(unverified_notice(model), SetupWarning, stacklevel=stacklevel)
-
-
-def unverified_notice(model: LocalModel) -> str:
-    """Return what one should know of a model that was compared with nothing."""
+def model_notice(model: LocalModel) -> str | None:
+    """Return what one should know of a model; None for nothing."""
+    if model.stands_for is not None:
+        return (
+            f"{DEMO_VARIABLE} is set: the demo model stands in for {model.stands_for}, "
+            "on the embedded engine; plans are those of the model itself"
+        )
+    if model.verified:
+        return None
     return (
         f"{model.path}: nobody has stated the digest of this file, so it was not "
         "verified; give it as sha256="
@@ -147,7 +149,7 @@ def local_model(
         if not _is_file(path):
             if _is_surely_path(model):
                 raise ModelError(_no_such_file(path))
-            return None
+            return _stand_in(os.fspath(model)) if is_demo_mode() else None
     from llamatelemetry.gguf.reader import read_header  # noqa: PLC0415 -- files only
 
     header = read_header(path)
@@ -160,6 +162,20 @@ def local_model(
         tuple(file.absolute() for file in files),
         sum(file.stat().st_size for file in files),
         sha256,
+    )
+
+
+def _stand_in(name: str) -> LocalModel | None:
+    """Return the demo model in the place of one of the catalog; None for another."""
+    entry = find_entry(name)
+    if entry is None:
+        return None
+    return LocalModel(
+        DEMO_MODEL,
+        "demo",
+        (DEMO_MODEL,),
+        DEMO_MODEL.stat().st_size,
+        stands_for=entry.id,
     )
 
 
