@@ -39,7 +39,8 @@ def build_graph(
     encoder = shape.traits.encoder
     if encoder:
         _add_positions(build)
-    values = _embeddings(build)
+    begins = layers is None or any(layer.index == 0 for layer in layers)
+    values = _embeddings(build, begins=begins)
     if encoder:
         values = _typed(build, values)
     _add_inputs(build)
@@ -56,11 +57,19 @@ def build_graph(
 # ── inputs ───────────────────────────────────────────────────────────────────────
 
 
-def _embeddings(build: Build) -> Tensor:
-    """Tokens looked up, or embeddings given, or a mixture: all three are kept ready."""
+def _embeddings(build: Build, *, begins: bool) -> Tensor:
+    """Tokens looked up, or embeddings given, or a mixture: all three are kept ready.
+
+    A card gets a copy of each; a later card only what the one before it computed.
+    """
     graph, tokens, width = build.graph, build.batch.tokens, build.shape.width
-    if build.batch.embedded:
+    if build.batch.embedded and not begins:
         return graph.input(width, tokens)
+    if build.batch.embedded:
+        mixed, looked_up = graph.input(width, tokens), graph.input(width, tokens)
+        slots, values = graph.input(tokens, item=_I64), graph.input(width, tokens)
+        graph.expand(graph.store(graph.like("dup", mixed), looked_up, slots))
+        return values
     table = build.need("token_embd.weight")
     numbers, given = graph.input(tokens), graph.input(width, tokens)
     looked_up = graph.rows(table, numbers)

@@ -91,7 +91,7 @@ def _assumed(request: Request) -> list[str]:
             config.split_mode in ("row", "tensor") and len(request.cards) > 1,
         "projector and adapters: their weights only, not what they compute":
             config.mmproj_path is not None or config.lora_paths,
-        "cards are estimated, nothing was measured on CUDA yet: "
+        "cards are estimated, a T4 was not measured: "
         f"{format_memory(request.cuda_context)} for CUDA itself, a margin of "
         f"{GPU_MARGIN_SHARE:.0%} of what is needed and "
         f"{format_memory(GPU_MARGIN_BYTES)}": request.cards,
