@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llamatelemetry._demo import is_demo_mode
 from llamatelemetry._environment import Token
 from llamatelemetry._progress import FileBar, Shown
 from llamatelemetry._units import without_secrets
@@ -71,7 +72,7 @@ def engine_entry(
     Raises:
         ConfigurationError: It is no engine, or none of the manifest will do.
     """
-    if engine == EMBEDDED:
+    if engine == EMBEDDED or (engine is None and is_demo_mode()):
         return None
     if engine is not None:
         folder = Path(engine).expanduser()
@@ -245,8 +246,7 @@ def _embedded(capsule: Path, reason: str) -> Engine:
         why = f" ({reason})" if reason else ""
         raise EngineNotFoundError(
             f"the embedded engine would be used{why}, but xllamacpp is not installed: "
-            f"pip install --no-index --find-links {capsule / 'wheels'} "
-            '"llamatelemetry[cpu]"'
+            f"pip install --no-index --find-links {capsule / 'wheels'} xllamacpp"
         )
     note = f"{EMBEDDED_NOTE}: {reason}" if reason else ""
     return replace(engine, note=note)

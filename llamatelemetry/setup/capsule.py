@@ -17,6 +17,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 from llamatelemetry import __version__
+from llamatelemetry._demo import DEMO_VARIABLE, is_demo_mode
 from llamatelemetry._progress import FileBar, Shown
 from llamatelemetry._units import format_file_size
 from llamatelemetry.exceptions import (
@@ -46,11 +47,16 @@ from llamatelemetry.setup._hub import token_finder
 from llamatelemetry.setup._needs import least_build
 from llamatelemetry.setup._wanted import read_wanted
 from llamatelemetry.setup.catalog import catalog
+from llamatelemetry.setup.engines import warn
 from llamatelemetry.setup.models import get_model
 
 __all__ = ["Capsule", "open_capsule", "open_model", "pack"]
 
 _FORMAT = 1
+_DEMO_NOTICE = (
+    f"{DEMO_VARIABLE} is set: the demo model and the embedded engine are packed, which "
+    "has no files of its own, and no wheels but those that are named"
+)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -63,6 +69,14 @@ class Capsule:
         engine: The engine's name.
         size: Bytes of all its files.
         files: How many there are.
+
+    Examples:
+        >>> from llamatelemetry.setup import pack
+        >>> capsule = pack(
+        ...     "capsule", "model.gguf", engine="embedded", wheels=[], progress=False
+        ... )
+        >>> capsule.model, capsule.engine, capsule.files
+        ('model.gguf', 'embedded', 3)
     """
 
     folder: Path
@@ -115,6 +129,12 @@ def pack(
         ConfigurationError: The folder is not empty, or an argument is no engine.
         SetupError: Something cannot be fetched, or there is no room.
         ModelError: See :func:`ensure_model`.
+
+    Examples:
+        >>> from llamatelemetry.setup import pack
+        >>> capsule = pack("capsule", "model.gguf", engine="embedded", wheels=[])
+        >>> sorted(path.name for path in capsule.folder.iterdir())
+        ['capsule.json', 'dataset-metadata.json', 'model', 'wheels']
     """
     find_token = token_finder(token)
     del token  # no traceback shows it
@@ -123,6 +143,9 @@ def pack(
         raise ConfigurationError(f"{place} is not empty; name a new folder")
     check_wheels(wheels)
     found = get_model(model, ModelFetch(find_token=find_token, shown=progress))
+    if is_demo_mode():
+        wheels = [] if wheels is None else wheels
+        warn([_DEMO_NOTICE])
     place.parent.mkdir(parents=True, exist_ok=True)
     require_space(place, found.size, f"the capsule of {found.name}")
     building = Path(mkdtemp(prefix=f".{place.name}.", dir=place.parent))
@@ -217,6 +240,13 @@ def open_capsule(
         ChecksumError: A file is not the one that was packed.
         ModelError: A file of the model is missing.
         SetupError: The engine cannot be copied.
+
+    Examples:
+        >>> from llamatelemetry.setup import open_capsule, pack
+        >>> capsule = pack("capsule", "model.gguf", engine="embedded", wheels=[])
+        >>> engine, model = open_capsule("capsule", progress=False)
+        >>> print(engine, model.name, sep=", ")
+        the embedded engine (xllamacpp), model.gguf
     """
     place = Path(folder).expanduser().absolute()
     lock = read_lock(place)
@@ -227,7 +257,25 @@ def open_capsule(
 def open_model(
     folder: str | os.PathLike[str], *, model: str | None = None, progress: Shown = True
 ) -> LocalModel:
-    """Return the model of a capsule, verified; see :func:`open_capsule`."""
+    """Return the model of a capsule, verified; see :func:`open_capsule`.
+
+    Args:
+        folder: The capsule: the folder with ``capsule.json``.
+        model: The model it must hold, or None.
+        progress: Whether bars are shown; or what is called instead.
+
+    Raises:
+        ConfigurationError: The folder is no capsule, or holds another model.
+        ChecksumError: A file is not the one that was packed.
+        ModelError: A file of the model is missing.
+
+    Examples:
+        >>> from llamatelemetry.setup import pack
+        >>> from llamatelemetry.setup.capsule import open_model
+        >>> capsule = pack("capsule", "model.gguf", engine="embedded", wheels=[])
+        >>> open_model("capsule", progress=False)
+        <LocalModel model.gguf: model.gguf, 1.9 MB>
+    """
     place = Path(folder).expanduser().absolute()
     lock = read_lock(place)
     name = str(lock["model"]["name"])
