@@ -28,13 +28,22 @@ BROWSER_PACKAGES := chromium fonts-dejavu-core fonts-liberation \
                     fonts-noto-color-emoji fonts-droid-fallback
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: demo test check lint format bench clean
+# Kaggle's own program, which sends the notebooks. It needs six and does not say so.
+KAGGLE := kaggle==2.2.5 six
+
+# What the images of Kaggle and Colab carry; their own Python where this machine has it.
+IMAGES := kaggle colab
+image-python = $(shell for python in python$(1) $$HOME/.pyenv/versions/$(1)*/bin/python \
+  $(PYTHON); do $$python -c "" 2> /dev/null && echo $$python && break; done)
+
+.PHONY: demo test check lint format bench notebooks docs clean
 
 demo: $(VENV)/demo-installed
 	$(BIN)/llamatelemetry demo
 
 test: $(VENV)/test-installed $(VENV)/engine-installed lint $(OLD_HUBS:%=$(VENV)/hub-%) \
-      $(OLD_KERNELS:%=$(VENV)/kernel-%) $(VENV)/browser-installed
+      $(OLD_KERNELS:%=$(VENV)/kernel-%) $(VENV)/browser-installed \
+      $(VENV)/kaggle/installed $(IMAGES:%=$(VENV)/image-%/installed)
 	LLAMATELEMETRY_TESTS=all $(BIN)/python -m pytest --cov --cov-fail-under=$(COVERAGE) --durations=10
 	for version in $(OLD_HUBS); do \
 	  echo "the setup on huggingface_hub $$version:"; \
@@ -46,6 +55,7 @@ test: $(VENV)/test-installed $(VENV)/engine-installed lint $(OLD_HUBS:%=$(VENV)/
 	  LLAMATELEMETRY_TESTS=all PYTHONPATH=$(CURDIR)/$(VENV)/kernel-$$kernel \
 	    $(BIN)/python -m pytest $(PANEL_TESTS) --engines=embedded || exit 1; \
 	done
+	$(BIN)/python tests/tools/mutate_notebooks.py
 
 # For daily work: one engine, nothing slow.
 check: $(VENV)/test-installed lint
@@ -55,8 +65,10 @@ lint: $(VENV)/test-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	for version in 3.12 3.13; do $(BIN)/mypy --python-version $$version || exit 1; done
+	$(BIN)/ruff check --target-version py313 --extend-ignore UP llamatelemetry
 	$(BIN)/mypy tests/typing_examples.py
-	$(BIN)/mypy binaries/*.py
+	$(BIN)/mypy binaries/*.py kaggle/*.py
 
 format: $(VENV)/test-installed
 	$(BIN)/ruff check --fix .
@@ -66,8 +78,18 @@ bench: $(VENV)/test-installed $(VENV)/engine-installed
 	$(BIN)/python benchmarks/run_all.py --write docs/benchmarks.md
 	$(BIN)/python benchmarks/memory_plans.py --write docs/memory.md
 
+# Runs the notebooks as anywhere without a card, and keeps what they say.
+notebooks: $(VENV)/test-installed
+	$(BIN)/python tests/tools/run_notebooks.py --refresh --keep-going
+	$(BIN)/python tests/tools/doc_regions.py
+
+# Material prints a notice about MkDocs' future unless the variable is set.
+docs: $(VENV)/test-installed
+	$(BIN)/python tests/tools/doc_regions.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site .coverage .pytest_cache .mypy_cache .ruff_cache
 
 # Branch coverage; only ever raised.
 COVERAGE := 98
@@ -96,6 +118,19 @@ $(VENV)/kernel-kaggle: KERNEL += ipywidgets==8.1.5
 $(VENV)/kernel-%: $(VENV)/python-installed
 	$(BIN)/python -m pip install --quiet --no-deps --target $@.new $(KERNEL)
 	mv $@.new $@
+
+$(VENV)/kaggle/installed: Makefile
+	$(PYTHON) -m venv $(VENV)/kaggle
+	$(VENV)/kaggle/bin/python -m pip install --quiet $(KAGGLE)
+	touch $@
+
+$(VENV)/image-kaggle/installed: IMAGE_PYTHON = $(call image-python,3.12)
+$(VENV)/image-colab/installed: IMAGE_PYTHON = $(call image-python,3.13)
+
+$(VENV)/image-%/installed: tests/kaggle/images/%.txt
+	$(IMAGE_PYTHON) -m venv --clear $(VENV)/image-$*
+	$(VENV)/image-$*/bin/python -m pip install --quiet --requirement $<
+	touch $@
 
 $(VENV)/browser-installed: $(VENV)/python-installed
 	command -v chromium > /dev/null || { $(AS_ROOT) apt-get update -qq && \

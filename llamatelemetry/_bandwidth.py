@@ -34,6 +34,12 @@ class Bandwidth:
         algorithm_gb_s: size_bytes / seconds, in 10^9 bytes a second.
         bus_gb_s: What each process has sent and received, in 10^9 bytes a second: the
             figure to compare with a link's.
+
+    Example:
+        >>> from llamatelemetry.api.nccl import Bandwidth
+        >>> one = Bandwidth(2**20, 0.001, algorithm_gb_s=1.05, bus_gb_s=1.05)
+        >>> one.size_bytes / one.seconds / 1e9
+        1.048576
     """
 
     size_bytes: int
@@ -52,6 +58,14 @@ class BandwidthTable:
         world_size: How many processes took part.
         device: What this process's tensors were on ("Tesla T4", "CPU").
         repeats: How often each size was sent.
+
+    Example:
+        >>> from llamatelemetry.api.nccl import Bandwidth, BandwidthTable
+        >>> row = Bandwidth(2**20, 0.001, algorithm_gb_s=1.05, bus_gb_s=1.05)
+        >>> BandwidthTable((row,), "gloo", world_size=2, device="CPU", repeats=10)
+        all_reduce over gloo, 2 processes, CPU, median of 10 (1 GB = 10^9 bytes)
+              size         time      algorithm            bus
+           1.0 MiB    1000.0 µs     1.050 GB/s     1.050 GB/s
     """
 
     measurements: tuple[Bandwidth, ...]
@@ -96,6 +110,20 @@ def all_reduce_bandwidth(
         ConfigurationError: This process is in no group, or alone in it; or a value
             cannot work.
         SetupError: PyTorch is not installed or does not load.
+
+    Returns:
+        The figures, one row for each size.
+
+    Example:
+        >>> import os
+        >>> from llamatelemetry.api.nccl import all_reduce_bandwidth, process_group
+        >>> where = f"file://{os.getcwd()}/meeting"
+        >>> with process_group("gloo", rank=0, world_size=1, init_method=where):
+        ...     try:
+        ...         all_reduce_bandwidth([4096])
+        ...     except ValueError as error:
+        ...         print(error)
+        the group has one process, which sends nothing to itself...
     """
     if not sizes or any(size < 1 or size % _FLOAT_BYTES for size in sizes):
         raise ConfigurationError(f"sizes are multiples of 4 above 0, not {sizes!r}")

@@ -45,9 +45,14 @@ class Band:
 
     Attributes:
         label: What it is.
-        size_bytes: How much.
+        size_bytes: How much, in bytes.
         colour: Its colour, ``#0072b2``.
         hatch: Matplotlib's sign for a pattern, so that colour is not the only sign.
+
+    Examples:
+        >>> from llamatelemetry.plots import Band
+        >>> Band("weights", 9 * 2**30, "#0072b2", hatch="//").size_bytes
+        9663676416
     """
 
     label: str
@@ -62,9 +67,16 @@ class Device:
 
     Attributes:
         title: Its name.
-        total_bytes: All its memory; None where it is not known.
-        before_bytes: What was used before a model was loaded; the bands begin there.
+        total_bytes: All its memory in bytes; None where it is not known.
+        before_bytes: Bytes used before a model was loaded; the bands begin there.
         bands: What is expected, from below.
+
+    Examples:
+        >>> from llamatelemetry.plots import Band, Device
+        >>> weights = Band("weights", 9 * 2**30, "#0072b2")
+        >>> cache = Band("KV cache", 2**30, "#e69f00")
+        >>> Device("GPU 0", 15 * 2**30, bands=(weights, cache)).top_bytes / 2**30
+        10.0
     """
 
     title: str
@@ -99,6 +111,14 @@ class Trace:
     Args:
         step: Seconds within which points are one.
         gap: Seconds without a point after which the line is broken.
+
+    Examples:
+        >>> from llamatelemetry.plots import Trace
+        >>> trace = Trace(step=1, gap=5)
+        >>> for time, value in ((0, 2**30), (2, 3 * 2**30)):
+        ...     trace.add(time, value)
+        >>> trace.points(now=10)
+        ([-10, -8], [1.0, 3.0])
     """
 
     def __init__(self, step: float, gap: float) -> None:
@@ -123,6 +143,10 @@ class Trace:
         """Add a point; None where there is nothing to see.
 
         A clock that was set back begins a new line.
+
+        Args:
+            time: When, in seconds.
+            value: How much, in bytes.
         """
         if time < self._last:
             self._points.clear()
@@ -140,13 +164,21 @@ class Trace:
         self._points.append((time, new))
 
     def forget(self, before: float) -> None:
-        """Drop what is older than a time, but the point that the line comes from."""
+        """Drop what is older than a time, but the point that the line comes from.
+
+        Args:
+            before: The time, in seconds.
+        """
         points = self._points
         while len(points) > 1 and points[1][0] <= before:
             points.popleft()
 
     def points(self, now: float) -> tuple[list[float], list[float]]:
-        """Return seconds before now, and GiB; NaN breaks the line."""
+        """Return seconds before now, and GiB; NaN breaks the line.
+
+        Args:
+            now: The time at the right edge, in seconds.
+        """
         if not self._points:
             return [], []
         times = [time - now for time, _ in self._points]

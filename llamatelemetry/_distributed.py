@@ -69,6 +69,11 @@ class ProcessGroup:
         world_size: How many processes there are.
         backend: "nccl" or "gloo".
         device: Where tensors have to be: "cuda:0", or "cpu" with gloo.
+
+    Example:
+        >>> from llamatelemetry.api.nccl import ProcessGroup
+        >>> ProcessGroup(rank=0, world_size=2, backend="nccl", device="cuda:0").device
+        'cuda:0'
     """
 
     rank: int
@@ -77,7 +82,14 @@ class ProcessGroup:
     device: str
 
     def all_reduce(self, tensor: Any) -> Any:
-        """Add up a tensor over all processes, in place, and return it."""
+        """Add up a tensor over all processes, in place, and return it.
+
+        Args:
+            tensor: A tensor on ``device``, of the same shape and type in all processes.
+
+        Raises:
+            SetupError: PyTorch is not installed or does not load.
+        """
         load_torch().distributed.all_reduce(tensor)
         return tensor
 
@@ -134,6 +146,14 @@ def process_group(
         ServerTimeoutError: Not all came in time; says who is missing, or who listens
             in rank 0's place.
         SetupError: PyTorch is not installed or does not load.
+
+    Example:
+        >>> import os, torch
+        >>> from llamatelemetry.api.nccl import process_group
+        >>> here = f"file://{os.getcwd()}/meeting"
+        >>> with process_group(rank=0, world_size=1, init_method=here) as group:
+        ...     print(group.all_reduce(torch.ones(3, device=group.device)))
+        tensor([1., 1., 1.]...)
     """
     plan = _plan(backend, rank, world_size, init_method, timeout, variables=os.environ)
     return _joined(load_torch(), plan)

@@ -59,6 +59,17 @@ class LaunchOptions:
         engine: The engine, as it was named; None for the one that fits.
         port: The port; 0 for any free one.
         config: Other fields of :class:`ServerConfig`; their paths are whole too.
+
+    Raises:
+        ConfigurationError: A value cannot work.
+
+    Examples:
+        >>> from llamatelemetry.session import LaunchOptions
+        >>> options = LaunchOptions("qwen3-14b", context_size=8192, gpus="2x15")
+        >>> options.goal, options.port, options.cards()
+        ('latency', 0, '2x15')
+        >>> options == LaunchOptions("qwen3-14b", context_size=8192, gpus="2x15")
+        True
     """
 
     model: LaunchModel = None

@@ -36,7 +36,13 @@ class Step:
         text: What is being done, or was chosen and why; or what went wrong.
         bytes_done: Bytes fetched, verified or loaded so far; None where none are.
         bytes_total: Bytes in all, or None if not known.
-        seconds: How long it has taken so far; None before it has begun.
+        seconds: Seconds it has taken so far; None before it has begun.
+
+    Examples:
+        >>> from llamatelemetry.session import Step
+        >>> step = Step("model", "running", "", 1_200_000_000, 4_800_000_000)
+        >>> step.amount, step.fraction
+        ('1.2 GB of 4.8 GB', 0.25)
     """
 
     name: str
@@ -70,7 +76,16 @@ class Step:
 
 
 class Steps(tuple[Step, ...]):  # noqa: SLOT001 - it has no attributes
-    """The steps of a launch, in order; a tuple that shows itself as lines or HTML."""
+    """The steps of a launch, in order; a tuple that shows itself as lines or HTML.
+
+    It holds one :class:`Step` for each step.
+
+    Examples:
+        >>> from llamatelemetry.session import Step, Steps
+        >>> steps = Steps([Step("engine", "done"), Step("model", "running")])
+        >>> steps.done, steps.failed, steps[1].name
+        (False, None, 'model')
+    """
 
     @property
     def failed(self) -> Step | None:

@@ -104,6 +104,11 @@ class NCCLLibrary:
         path: Where it is.
         version: ``(2, 27, 7)``; None if it cannot be used.
         problem: Why it cannot be used; "" if it can.
+
+    Example:
+        >>> from llamatelemetry.api.nccl import nccl_info
+        >>> for library in nccl_info().libraries:
+        ...     assert library.version or library.problem
     """
 
     path: str
@@ -124,6 +129,12 @@ class NCCLInfo:
         engine: The engine that was looked at; None if there is none.
         engine_linked: Whether NCCL is linked into it; None if that is not known.
         engine_reason: How that is known, or why it is not.
+
+    Example:
+        >>> from llamatelemetry.api.nccl import nccl_info
+        >>> info = nccl_info()
+        >>> (info.torch_nccl is not None) or info.torch_reason != ""
+        True
     """
 
     libraries: tuple[NCCLLibrary, ...]
@@ -162,6 +173,14 @@ def nccl_info(engine: EngineLike | None = None) -> NCCLInfo:
 
     Args:
         engine: What `find_engine` takes. None: the one it finds.
+
+    Returns:
+        What was found; shown as a table.
+
+    Example:
+        >>> from llamatelemetry.api.nccl import nccl_info
+        >>> nccl_info("embedded").engine
+        'the embedded engine (xllamacpp)'
     """
     libraries, library_reason = _libraries()
     torch_version, torch_nccl, torch_reason = _of_torch()
@@ -373,6 +392,12 @@ class NCCLEnvironment(dict[str, str]):
         reasons: Why each is set.
         left_out: Variables that are often set, and why they are not.
         notes: What else to look at.
+
+    Example:
+        >>> from llamatelemetry.api.nccl import nccl_environment
+        >>> environment = nccl_environment(gpus)
+        >>> environment.keys() == environment.reasons.keys()
+        True
     """
 
     def __init__(self) -> None:
@@ -403,6 +428,13 @@ def nccl_environment(gpus: Sequence[GPUInfo] | None = None) -> NCCLEnvironment:
 
     Raises:
         SetupError: NVIDIA's nvidia-ml-py is missing, and gpus is None.
+
+    Example:
+        >>> from llamatelemetry.api.nccl import nccl_environment
+        >>> nccl_environment(gpus[:1])  # one card sends nothing to itself
+        nothing to set: there are fewer than two cards
+        >>> len(nccl_environment(gpus)) > 0
+        True
     """
     result = NCCLEnvironment()
     if len(detect_gpus() if gpus is None else gpus) < _LEAST_CARDS:

@@ -120,7 +120,21 @@ class Way:
 
 
 class PlacementOptions(TypedDict, total=False):
-    """What may be said besides model, cards, context and goal."""
+    """What may be said besides model, cards, context and goal.
+
+    Attributes:
+        parallel: Requests at once over all servers; None for what fits the goal.
+        split_mode: "layer", or "tensor", where each layer is split.
+        config: Whose other fields are kept: cache types, host, key, threads; None for
+            flash attention and batches of four micro-batches.
+        build: The llama.cpp build that will run it; None for today's.
+
+    Examples:
+        >>> from llamatelemetry.placement import PlacementOptions, decide_placement
+        >>> options: PlacementOptions = {"parallel": 4}
+        >>> decide_placement("qwen3-14b", "2x15", **options).slots
+        4
+    """
 
     parallel: int | None
     split_mode: str

@@ -49,6 +49,12 @@ class Check:
         verdict: "ok"; "note": something is missing that one can do without; "fail":
             the main job cannot run.
         advice: What to do; "" where nothing has to be done.
+
+    Example:
+        >>> from llamatelemetry import doctor
+        >>> (check,) = [one for one in doctor().checks if one.name == "strays"]
+        >>> check.found, check.verdict
+        ('none', 'ok')
     """
 
     name: str
@@ -63,6 +69,12 @@ class Diagnosis:
 
     Attributes:
         checks: The rows.
+
+    Example:
+        >>> from llamatelemetry import doctor
+        >>> diagnosis = doctor()
+        >>> [check.name for check in diagnosis.checks][:3]
+        ['platform', 'GPUs', 'driver']
     """
 
     checks: tuple[Check, ...]
@@ -93,6 +105,12 @@ def doctor() -> Diagnosis:
     Returns:
         A table: platform, cards, driver, C library, internet, token (whether there is
         one), disks, engines with their builds, cached models, servers left behind.
+
+    Example:
+        >>> from llamatelemetry import doctor
+        >>> print(doctor())
+          platform ...
+          GPUs ...Tesla T4...
     """
     probe = start_probe()  # beside the rest
     machine = measure_machine()
@@ -162,7 +180,7 @@ def _engines(machine: Machine) -> Check:
     if machine.gpus:
         advice = "llamatelemetry setup fetches one"
         return Check("engines", found, "note", advice)
-    advice = 'pip install "llamatelemetry[cpu]" brings one that runs on the CPU'
+    advice = "pip install xllamacpp brings one that runs on the CPU"
     return Check("engines", found, "fail", advice)
 
 

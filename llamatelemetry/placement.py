@@ -68,6 +68,14 @@ class Placement:
         plans: The memory plan of each configuration, its cards counted from 0. For
             "none" the one plan that came nearest, cards by their own indices.
         measured: What a probe has measured, in sentences; empty without one.
+
+    Examples:
+        >>> from llamatelemetry.placement import decide_placement
+        >>> placement = decide_placement("qwen3-32b", "2x15")
+        >>> placement.kind, placement.slots, sorted(placement.expected_bytes)
+        ('layer', 1, [0, 1])
+        >>> decide_placement("qwen3-14b", "15").reason
+        'GPU 0 holds it, one request at a time'
     """
 
     kind: Kind
@@ -92,6 +100,12 @@ class Placement:
         Raises:
             OutOfMemoryError: The kind is "none"; with the device that lacks most, the
                 bytes it would need with its margin, and what would fit.
+
+        Examples:
+            >>> from llamatelemetry.placement import decide_placement
+            >>> decide_placement("qwen3-14b", "2x15").raise_if_none()
+            >>> decide_placement("qwen3-32b", "15").nearest
+            'quantized as IQ3_XXS it fits (estimated)'
         """
         if self.kind != "none":
             return
@@ -121,11 +135,34 @@ def decide_placement(
 ) -> Placement:
     """Decide where to run a model, so that no card gets more than it has free.
 
-    Arguments, errors and reasons are those of
-    :func:`llamatelemetry.api.multigpu.plan_placement`, which can measure too.
+    The reasons are those of :func:`llamatelemetry.api.multigpu.plan_placement`, which
+    can measure too.
+
+    Args:
+        model: What `plan_memory` takes, or its plan.
+        gpus: The cards: text like "2x15" (GiB), or objects with ``index`` and
+            ``free_bytes``. None: those of this machine; none of them: the CPU.
+        context_size: Tokens of context for each request; 0 for the model's own. None:
+            what the configuration or the plan has, else 4096.
+        goal: "latency" for the fastest answer to one, "throughput" for the most tokens
+            to many.
+        options: See :class:`PlacementOptions`.
 
     Returns:
         The placement; its kind is "none" if nothing fits.
+
+    Raises:
+        ConfigurationError: A value that cannot be meant.
+        GGUFError: The file is not GGUF, or holds no model that a server loads.
+        ModelError: There is no such file.
+        SetupError: Cards were to be detected, and NVIDIA's nvidia-ml-py is missing.
+
+    Examples:
+        >>> from llamatelemetry.placement import decide_placement
+        >>> decide_placement("qwen3-14b", "2x15").kind
+        'single'
+        >>> decide_placement("qwen3-14b", "2x15", goal="throughput").slots
+        16
     """
     question = ask(model, gpus, context_size, goal, **options)
     way = next(ways(question), None)
@@ -141,8 +178,30 @@ def feasible_placements(
 ) -> tuple[Placement, ...]:
     """Return every placement that fits, the one that is decided for first.
 
-    At most one of each kind: what a probe would start and measure. Arguments and
-    errors are those of `decide_placement`. Empty if nothing fits.
+    At most one of each kind: what a probe would start and measure. Empty if nothing
+    fits.
+
+    Args:
+        model: What `plan_memory` takes, or its plan.
+        gpus: The cards: text like "2x15" (GiB), or objects with ``index`` and
+            ``free_bytes``. None: those of this machine; none of them: the CPU.
+        context_size: Tokens of context for each request; 0 for the model's own. None:
+            what the configuration or the plan has, else 4096.
+        goal: "latency" for the fastest answer to one, "throughput" for the most tokens
+            to many.
+        options: See :class:`PlacementOptions`.
+
+    Raises:
+        ConfigurationError: A value that cannot be meant.
+        GGUFError: The file is not GGUF, or holds no model that a server loads.
+        ModelError: There is no such file.
+        SetupError: Cards were to be detected, and NVIDIA's nvidia-ml-py is missing.
+
+    Examples:
+        >>> from llamatelemetry.placement import feasible_placements
+        >>> ways = feasible_placements("qwen3-4b", "2x15", goal="throughput")
+        >>> [way.kind for way in ways]
+        ['replicas', 'single', 'layer']
     """
     question = ask(model, gpus, context_size, goal, **options)
     return tuple(_placement(question, way) for way in ways(question))

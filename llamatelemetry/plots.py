@@ -65,6 +65,15 @@ class MemoryChart:
     """A chart that is drawn again and again, cheaply.
 
     Any thread may call anything; one draws at a time.
+
+    Examples:
+        >>> from llamatelemetry.plots import Device, MemoryChart, Trace
+        >>> device, trace = Device("GPU 0", 15 * 2**30), Trace(step=1, gap=5)
+        >>> trace.add(0, 2**30)
+        >>> chart = MemoryChart()
+        >>> picture = chart.png([device], [trace], now=10, window=60)
+        >>> picture[1:4], chart.size
+        (b'PNG', (640, 243))
     """
 
     def __init__(self) -> None:
@@ -165,8 +174,6 @@ def memory_figure(
 ) -> Any:
     """Return the same chart as a ``matplotlib.figure.Figure`` that stands for itself.
 
-    Arguments and errors are those of `MemoryChart.png`.
-
     Args:
         devices: What stands still, one for each plot.
         traces: A line for each.
@@ -174,6 +181,17 @@ def memory_figure(
         now: The time at the right edge.
         window: Seconds from the left edge to the right.
         dpi: Pixels for each inch; 100 gives the size of the chart that lives.
+
+    Raises:
+        SetupError: matplotlib is missing.
+
+    Examples:
+        >>> from llamatelemetry.plots import Device, Trace, memory_figure
+        >>> device, trace = Device("GPU 0", 15 * 2**30), Trace(step=1, gap=5)
+        >>> trace.add(0, 2**30)
+        >>> figure = memory_figure([device], [trace], now=10, window=60)
+        >>> figure.axes[0].get_title(loc="left")
+        'GPU 0'
     """
     drawing = _Drawing(devices, _tops(devices, traces), window, dpi)
     drawing.move(traces, marks, now)
@@ -185,7 +203,17 @@ def memory_figure(
 
 
 def figure_png(figure: Any) -> bytes:
-    """Return a figure as a PNG, in its own resolution and all its colours."""
+    """Return a figure as a PNG, in its own resolution and all its colours.
+
+    Args:
+        figure: A ``matplotlib.figure.Figure``.
+
+    Examples:
+        >>> from llamatelemetry.plots import Device, Trace, figure_png, memory_figure
+        >>> device, trace = Device("GPU 0", 15 * 2**30), Trace(step=1, gap=5)
+        >>> figure_png(memory_figure([device], [trace], now=10, window=60))[1:4]
+        b'PNG'
+    """
     stream = io.BytesIO()
     figure.canvas.print_png(stream)
     return stream.getvalue()

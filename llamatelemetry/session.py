@@ -64,11 +64,6 @@ def launch(
 ) -> Session:
     """Get an engine and a model, decide where it runs, and start it.
 
-    ::
-
-        session = launch("qwen3-4b")
-        session.dashboard()
-
     Steps: engine and model, side by side; plan; server, or a server on each card;
     client; monitor. What fails names its step, and what was begun is undone. There is
     one session at a time: a second launch of the same thing returns the one that runs.
@@ -96,11 +91,22 @@ def launch(
             ends. What it raises ends the launch.
         config: Other fields of :class:`ServerConfig`: ``cache_type_k``, ``api_key``, …
 
+    Returns:
+        The session: engine, model, server or servers, client and monitor.
+
     Raises:
         ConfigurationError: A value cannot work; nothing was fetched or stopped.
         ServerError: A session of another thing runs, and replace is not set.
         OutOfMemoryError: The model fits nowhere; names the nearest that does.
         LLCudaError: See :func:`prepare` and :class:`ServerManager`.
+
+    Examples:
+        >>> from llamatelemetry import launch
+        >>> with launch("qwen3-4b", progress=False) as session:
+        ...     question = [{"role": "user", "content": "What is GGUF?"}]
+        ...     answer = session.client.chat_completion(question, temperature=0)
+        >>> answer.choices[0].message.content[:21]  # the demo model's words
+        'GGUF is a file format'
     """
     if telemetry:
         raise ConfigurationError(
@@ -127,7 +133,16 @@ def launch(
 
 
 def current_session() -> Session | None:
-    """Return the session that launch() has started last, if it was not closed."""
+    """Return the session that launch() has started last, if it was not closed.
+
+    Examples:
+        >>> from llamatelemetry.session import current_session, launch
+        >>> with launch("qwen3-4b", progress=False) as session:
+        ...     current_session() is session
+        True
+        >>> current_session() is None
+        True
+    """
     session = _Current.session
     return None if session is None or session.closed else session
 
@@ -214,6 +229,19 @@ class Session:
 
     Attributes:
         monitor: Watches the cards; runs until the session is closed.
+
+    Args:
+        options: What :func:`launch` was asked for.
+        found: The engine and the model.
+        placement: On which cards the model runs.
+
+    Examples:
+        >>> from llamatelemetry import launch
+        >>> with launch("qwen3-4b", progress=False) as session:
+        ...     session.plan.kind, session.server.is_running(), session.steps.done
+        ('single', True, True)
+        >>> session.closed
+        True
     """
 
     def __init__(
@@ -236,6 +264,9 @@ class Session:
         """A client of the server, or of all of several. Another after relaunch().
 
         Each request that it ends is marked on the monitor.
+
+        Raises:
+            ServerNotRunningError: The server was never ready.
         """
         if self._client is None:
             raise ServerNotRunningError("the server of this session was never ready")
@@ -283,7 +314,11 @@ class Session:
 
     @property
     def url(self) -> str:
-        """Where the server answers; of several, the first."""
+        """Where the server answers; of several, the first.
+
+        Raises:
+            ServerNotRunningError: It was never started, and has no port yet.
+        """
         server = self._server
         if isinstance(server, ServerPool):
             server = server.servers[0]
@@ -308,13 +343,29 @@ class Session:
             ServerError: The session is closed.
             ServerNotRunningError: stop() was called meanwhile.
             LLCudaError: See :class:`ServerManager`.
+
+        Examples:
+            >>> from llamatelemetry import launch
+            >>> with launch("qwen3-4b", progress=False) as session:
+            ...     session.stop()
+            ...     session.start()
+            ...     session.client.health()
+            {'status': 'ok'}
         """
         with self._changes():
             if not self._server.is_running():
                 self._start(StepRecord(("server", "client"), self._shown(progress)))
 
     def stop(self) -> None:
-        """Stop the server, or what starts one; the session stays open."""
+        """Stop the server, or what starts one; the session stays open.
+
+        Examples:
+            >>> from llamatelemetry import launch
+            >>> with launch("qwen3-4b", progress=False) as session:
+            ...     session.stop()
+            ...     session.server.is_running(), session.closed
+            (False, False)
+        """
         self._halted.set()
         ran = self._server.is_running()
         self._server.stop()
@@ -329,6 +380,13 @@ class Session:
 
         Raises:
             LLCudaError: As :meth:`start`.
+
+        Examples:
+            >>> from llamatelemetry import launch
+            >>> with launch("qwen3-4b", progress=False) as session:
+            ...     session.restart()
+            ...     session.client.health()
+            {'status': 'ok'}
         """
         with self._changes():
             self._server.stop()
@@ -350,6 +408,13 @@ class Session:
 
         Raises:
             LLCudaError: As :func:`launch`.
+
+        Examples:
+            >>> from llamatelemetry import launch
+            >>> with launch("qwen3-4b", progress=False) as session:
+            ...     session.relaunch(context_size=8192, progress=False)
+            ...     session.plan.configs[0].context_size
+            8192
         """
         changed = self._changed(model, options)
         with self._changes():
@@ -375,7 +440,15 @@ class Session:
             self._steps, self._seconds = record.steps, time.monotonic() - began
 
     def close(self) -> None:
-        """Stop the server and the monitor, and end the session; once is enough."""
+        """Stop the server and the monitor, and end the session; once is enough.
+
+        Examples:
+            >>> from llamatelemetry import launch
+            >>> session = launch("qwen3-4b", progress=False)
+            >>> session.close()
+            >>> session.closed, session.monitor.running
+            (True, False)
+        """
         self._closed = True
         try:
             self.stop()
@@ -396,13 +469,37 @@ class Session:
 
         Args:
             options: See :class:`llamatelemetry.widgets.Dashboard`.
+
+        Raises:
+            ConfigurationError: There is no such mode.
+
+        Examples:
+            >>> from llamatelemetry import launch
+            >>> with launch("qwen3-4b", progress=False) as session:
+            ...     dashboard = session.dashboard()
+            ...     dashboard.chat.messages
+            ...     dashboard.close()
+            []
         """
         from llamatelemetry.widgets.dashboard import Dashboard  # noqa: PLC0415 - the one way up
 
         return Dashboard(self, **options)
 
     def on_request(self, record: RequestRecord) -> None:
-        """Mark a finished request on the monitor: for ``on_request`` of a client."""
+        """Mark a finished request on the monitor: for ``on_request`` of a client.
+
+        Args:
+            record: What the client tells of the request.
+
+        Examples:
+            >>> from llamatelemetry import LlamaCppClient, launch
+            >>> with launch("qwen3-4b", progress=False) as session:
+            ...     client = LlamaCppClient(session.url, on_request=session.on_request)
+            ...     answer = client.completion("The KV", max_tokens=8, temperature=0)
+            ...     client.close()
+            ...     session.monitor.marks[-1].text
+            'request: 8 tokens'
+        """
         if record.kind in _ANSWERS:
             self.monitor.mark(f"request: {view.outcome(record)}")
 

@@ -24,6 +24,10 @@ class Administration:
 
         Raises:
             ConnectionFailedError: Nothing listens there.
+
+        Example:
+            >>> client.health()
+            {'status': 'ok'}
         """
 
         def read(reply: Reply) -> dict[str, Any]:
@@ -35,13 +39,23 @@ class Administration:
         return self._transport.exchange("health", "GET", "/health", read)
 
     def list_models(self) -> ModelList:
-        """Return the models that the server has: one, unless it is a router."""
+        """Return the models that the server has: one, unless it is a router.
+
+        Example:
+            >>> [model.id for model in client.list_models().data]
+            ['model']
+        """
         return self._transport.call("models", "GET", "/v1/models", _parsing.model_list)
 
     def get_props(self) -> dict[str, Any]:
         """Return the server's properties: defaults, chat template, slots, build.
 
         ``default_generation_settings["n_ctx"]`` is the context of one slot.
+
+        Example:
+            >>> props = client.get_props()
+            >>> props["total_slots"], props["default_generation_settings"]["n_ctx"]
+            (2, 512)
         """
         return self._transport.call("props", "GET", "/props", dict)
 
@@ -50,6 +64,10 @@ class Administration:
 
         Raises:
             NotSupportedError: The server was started with ``--no-slots``.
+
+        Example:
+            >>> [(slot["id"], slot["is_processing"]) for slot in client.get_slots()]
+            [(0, False), (1, False)]
         """
         return self._transport.call("slots", "GET", "/slots", list)
 
@@ -58,6 +76,10 @@ class Administration:
 
         Raises:
             NotSupportedError: The server was started without ``--metrics``.
+
+        Example:
+            >>> client.metrics()["llamacpp:requests_deferred"]
+            0.0
         """
 
         def read(reply: Reply) -> dict[str, float]:
@@ -76,6 +98,11 @@ class Administration:
 
         Raises:
             NotSupportedError: The server was started without ``--slot-save-path``.
+
+        Example:
+            >>> answer = client.completion("The KV cache", 8, id_slot=0)
+            >>> client.save_slot(0, "conversation.bin").filename
+            'conversation.bin'
         """
         return self._slot_action(slot_id, "save", {"filename": filename})
 
@@ -84,6 +111,15 @@ class Administration:
 
         Raises:
             NotSupportedError: The server was started without ``--slot-save-path``.
+
+        Args:
+            slot_id: The slot.
+            filename: A bare file name, without folders.
+
+        Example:
+            >>> saved = client.save_slot(0, "conversation.bin")
+            >>> client.restore_slot(0, "conversation.bin").tokens == saved.tokens
+            True
         """
         return self._slot_action(slot_id, "restore", {"filename": filename})
 
@@ -92,11 +128,23 @@ class Administration:
 
         Raises:
             NotSupportedError: The server was started without ``--slot-save-path``.
+
+        Args:
+            slot_id: The slot.
+
+        Example:
+            >>> client.erase_slot(0).action
+            'erase'
         """
         return self._slot_action(slot_id, "erase", {})
 
     def list_lora_adapters(self) -> list[LoraAdapter]:
-        """Return the LoRA adapters that the server has loaded, with their scales."""
+        """Return the LoRA adapters that the server has loaded, with their scales.
+
+        Example:
+            >>> client.list_lora_adapters()  # of a server without --lora
+            []
+        """
         return self._transport.call(
             "lora", "GET", "/lora-adapters", _parsing.lora_adapters
         )
@@ -107,6 +155,10 @@ class Administration:
         Args:
             scales: Adapter id to scale. **Adapters that are not named get 0**: that
                 is llama-server's rule.
+
+        Example:
+            >>> adapters = client.list_lora_adapters()
+            >>> client.set_lora_adapters({adapter.id: 0.5 for adapter in adapters})
         """
         adapters = [{"id": number, "scale": scale} for number, scale in scales.items()]
         self._transport.call("lora", "POST", "/lora-adapters", dict, json=adapters)

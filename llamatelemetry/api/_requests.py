@@ -53,6 +53,14 @@ class MoreChatOptions(TypedDict, total=False):
         model: Only looked at by a router.
         on_progress: Called while the prompt is read, in the reading thread.
         extra_body: Put into the request as it is; wins over everything else.
+
+    Example:
+        >>> from llamatelemetry.api.client import MoreChatOptions
+        >>> messages = [{"role": "user", "content": "What is GGUF?"}]
+        >>> options: MoreChatOptions = {"cache_prompt": False, "n": 2}
+        >>> answer = client.chat_completion(messages, temperature=0, **options)
+        >>> len(answer.choices)
+        2
     """
 
     thinking: bool | None
@@ -76,7 +84,26 @@ class MoreChatOptions(TypedDict, total=False):
 
 
 class ChatOptions(MoreChatOptions, total=False):
-    """All options of :meth:`LlamaCppClient.chat_completion` but ``stream``."""
+    """All options of :meth:`LlamaCppClient.chat_completion` but ``stream``.
+
+    Those of :class:`MoreChatOptions`, and these.
+
+    Attributes:
+        max_tokens: Tokens to generate at most, reasoning included.
+        temperature: 0 takes the likeliest token always.
+        top_p: Only the likeliest tokens that together have this probability.
+        top_k: Only this many of the likeliest tokens; 0 for all.
+        repeat_penalty: Above 1 makes repetition less likely.
+        stop: Text at which to stop; it is left out of the answer.
+        seed: Equal seeds give equal answers on one machine and build.
+
+    Example:
+        >>> from llamatelemetry.api.client import ChatOptions
+        >>> messages = [{"role": "user", "content": "What is GGUF?"}]
+        >>> careful: ChatOptions = {"temperature": 0, "max_tokens": 4}
+        >>> client.chat_completion(messages, **careful).usage.completion_tokens
+        4
+    """
 
     max_tokens: int
     temperature: float

@@ -35,7 +35,13 @@ class TextTools:
         Raises:
             NotSupportedError: The server was started without ``--embeddings``.
             ClientError: Its model has no pooling (start with ``--pooling mean``), or
-                a text has more tokens than the server's ``n_ubatch``.
+                a text has more tokens than the server's ``n_ubatch`` (with another
+                pooling than ``last``), or than its context.
+
+        Example:
+            >>> answer = client.embeddings(["What is GGUF?", "What is a T4?"])
+            >>> len(answer.data), len(answer.data[0].embedding)
+            (2, 192)
         """
         texts = input if isinstance(input, str) else list(input)
         body = {"input": texts, **_named(model)}
@@ -65,6 +71,16 @@ class TextTools:
 
         Raises:
             NotSupportedError: The server was started without ``--rerank``.
+
+        Example:
+            >>> from llamatelemetry import LlamaCppClient, ServerConfig, ServerManager
+            >>> documents = ["A file format.", "A card with 16 GB."]
+            >>> config = ServerConfig("model.gguf", port=0, rerank=True)
+            >>> with ServerManager(config) as server:
+            ...     ranker = LlamaCppClient(server.get_url())
+            ...     answer = ranker.rerank("What is GGUF?", documents, top_n=1)
+            >>> len(answer.results)
+            1
         """
         body: dict[str, Any] = {"query": query, "documents": list(documents)}
         if top_n is not None:
@@ -89,6 +105,10 @@ class TextTools:
             add_special: Whether to put the tokens around it that begin and end one.
             parse_special: Whether ``<|im_start|>`` and its like are one token each.
             with_pieces: Whether to return each token's text too.
+
+        Example:
+            >>> client.tokenize("What is GGUF?", with_pieces=True).pieces
+            ['What', ' is', ' GGUF', '?']
         """
         body = {
             "content": text,
@@ -101,7 +121,16 @@ class TextTools:
         )
 
     def detokenize(self, tokens: Sequence[int]) -> DetokenizeResponse:
-        """Return the text of tokens, special tokens included."""
+        """Return the text of tokens, special tokens included.
+
+        Args:
+            tokens: Their ids.
+
+        Example:
+            >>> tokens = client.tokenize("What is GGUF?").tokens
+            >>> client.detokenize(tokens).content
+            'What is GGUF?'
+        """
         return self._transport.call(
             "detokenize",
             "POST",
@@ -111,7 +140,17 @@ class TextTools:
         )
 
     def apply_template(self, messages: Messages) -> str:
-        """Return the prompt that the model's chat template makes of messages."""
+        """Return the prompt that the model's chat template makes of messages.
+
+        Args:
+            messages: As :meth:`LlamaCppClient.chat_completion` takes them.
+
+        Example:
+            >>> print(client.apply_template([{"role": "user", "content": "Hi"}]))
+            <|im_start|>user
+            Hi<|im_end|>
+            <|im_start|>assistant
+        """
         return self._transport.call(
             "apply_template",
             "POST",
@@ -125,6 +164,12 @@ class TextTools:
 
         Args:
             text: A text; or chat messages, counted with what the template adds.
+
+        Example:
+            >>> client.count_tokens("What is GGUF?")
+            4
+            >>> client.count_tokens([{"role": "user", "content": "What is GGUF?"}])
+            14
         """
         prompt = text if isinstance(text, str) else self.apply_template(text)
         return len(self.tokenize(prompt, add_special=True).tokens)

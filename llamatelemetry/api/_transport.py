@@ -40,6 +40,14 @@ class RequestRecord:
         usage: How many tokens it took, or None.
         timings: What the server measured, or None.
         error: What it failed with, or None.
+
+    Example:
+        >>> from llamatelemetry import LlamaCppClient
+        >>> records = []
+        >>> with LlamaCppClient(url, on_request=records.append) as watched:
+        ...     tokens = watched.tokenize("What is GGUF?").tokens
+        >>> records[0].kind, records[0].error, records[0].duration < 30
+        ('tokenize', None, True)
     """
 
     kind: str

@@ -99,6 +99,12 @@ class LlamaCppClient(TextTools, Administration):
 
     Raises:
         ConfigurationError: An argument that cannot work.
+
+    Example:
+        >>> from llamatelemetry import LlamaCppClient
+        >>> with LlamaCppClient(url) as client:
+        ...     print(client.health())
+        {'status': 'ok'}
     """
 
     def __init__(
@@ -192,6 +198,12 @@ class LlamaCppClient(TextTools, Administration):
             ContextLengthError: The prompt does not fit into a slot.
             StreamError: The answer broke off; ``partial`` holds what had come.
             ClientError: The server refuses; the message says why.
+
+        Example:
+            >>> messages = [{"role": "user", "content": "What is GGUF?"}]
+            >>> answer = client.chat_completion(messages, temperature=0)
+            >>> print(answer.choices[0].message.content)
+            GGUF is a file format ...
         """
         sampling = {
             "max_tokens": max_tokens,
@@ -222,6 +234,20 @@ class LlamaCppClient(TextTools, Administration):
 
         The same as :meth:`chat_completion` with ``stream=True``. The request is sent
         when the first chunk is asked for.
+
+        Args:
+            messages: As :meth:`chat_completion`.
+            **kwargs: Its other options, under their names.
+
+        Raises:
+            ConfigurationError: An option that cannot work.
+
+        Example:
+            >>> messages = [{"role": "user", "content": "What is GGUF?"}]
+            >>> with client.chat_completion_stream(messages, temperature=0) as stream:
+            ...     for chunk in stream:
+            ...         print(chunk.choices[0].delta.content or "", end="")
+            GGUF is a file format ...
         """
         return self.chat_completion(messages, stream=True, **kwargs)
 
@@ -248,6 +274,11 @@ class LlamaCppClient(TextTools, Administration):
         Raises:
             ConfigurationError: An option that cannot work.
             ClientError: As :meth:`chat_completion`.
+
+        Example:
+            >>> answer = client.completion("The KV cache", max_tokens=8, temperature=0)
+            >>> answer.choices[0].text
+            ' keeps the attention keys and values'
         """
         stream = self.completion_stream(prompt, max_tokens, temperature, stop, **kwargs)
         with stream:
@@ -261,7 +292,23 @@ class LlamaCppClient(TextTools, Administration):
         stop: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> CompletionStream:
-        """Return how the model continues a text, while it comes."""
+        """Return how the model continues a text, while it comes.
+
+        Args:
+            prompt: The text.
+            max_tokens: Tokens to generate at most.
+            temperature: 0 takes the likeliest token always.
+            stop: Text at which to stop; it is left out of the answer.
+            **kwargs: As :meth:`completion`.
+
+        Raises:
+            ConfigurationError: An option that cannot work.
+
+        Example:
+            >>> stream = client.completion_stream("The KV cache", 8, temperature=0)
+            >>> "".join(chunk.choices[0].text for chunk in stream)
+            ' keeps the attention keys and values'
+        """
         sampling = {
             "prompt": prompt,
             "max_tokens": max_tokens,
@@ -282,13 +329,25 @@ class LlamaCppClient(TextTools, Administration):
         Args:
             timeout: Seconds of silence; None for this client's.
             total_timeout: Seconds a request may take in all; None for this client's.
+
+        Raises:
+            ConfigurationError: A limit that is not above 0 seconds.
+
+        Example:
+            >>> patient = client.with_options(timeout=600)
+            >>> len(patient.embeddings(["one", "two"]).data)
+            2
         """
         other = copy.copy(self)
         other._transport = self._transport.with_limits(timeout, total_timeout)  # noqa: SLF001
         return other
 
     def close(self) -> None:
-        """Close the kept connections; the client cannot be used afterwards."""
+        """Close the kept connections; the client cannot be used afterwards.
+
+        Example:
+            >>> client.close()  # or `with LlamaCppClient(url) as client:`
+        """
         self._transport.http.close()
 
     def __enter__(self) -> Self:

@@ -56,6 +56,12 @@ class RecommendedModel:
         tasks: What it is good for ("chat", "coder", "vision", "embedding", ...).
         gpus: The least number of T4 cards it runs on.
         note: What else one should know.
+
+    Example:
+        >>> from llamatelemetry.api.gguf import kaggle_t4_recommended_models
+        >>> model = kaggle_t4_recommended_models(gpus=1)[0]
+        >>> model.gpus, model.reference.startswith(model.repo)
+        (1, True)
     """
 
     name: str
@@ -92,6 +98,15 @@ def kaggle_t4_recommended_models(*, gpus: Literal[1, 2] = 2) -> list[Recommended
 
     Raises:
         ConfigurationError: Another number of cards.
+
+    Returns:
+        The models, in the catalog's order.
+
+    Example:
+        >>> from llamatelemetry.api.gguf import kaggle_t4_recommended_models
+        >>> names = [model.name for model in kaggle_t4_recommended_models()]
+        >>> "qwen3-4b" in names, "qwen3-14b" in names
+        (True, True)
     """
     if gpus not in (1, 2):
         raise ConfigurationError(f"gpus is 1 or 2, not {gpus!r}")

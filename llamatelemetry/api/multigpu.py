@@ -143,7 +143,8 @@ def plan_placement(
         SetupError: Cards were to be detected, and NVIDIA's nvidia-ml-py is missing.
 
     Examples:
-        >>> plan_placement("model.gguf", "2x15").kind  # doctest: +SKIP
+        >>> from llamatelemetry import plan_placement
+        >>> plan_placement("model.gguf", "2x15").kind
         'single'
     """
     given: PlacementOptions = {
@@ -189,6 +190,7 @@ def create_tensor_split_config(
             says how many GiB are missing.
 
     Examples:
+        >>> from llamatelemetry.api import create_tensor_split_config
         >>> create_tensor_split_config([15, 15], 10)
         '0.5,0.5'
     """
@@ -297,6 +299,7 @@ def kaggle_t4_dual_config(
         OutOfMemoryError: The model does not fit with this context; says which would.
 
     Examples:
+        >>> from llamatelemetry.api import kaggle_t4_dual_config
         >>> kaggle_t4_dual_config().tensor_split
         '0.5,0.5'
     """
@@ -322,7 +325,7 @@ def kaggle_t4_dual_config(
     try:
         if not path.is_file():
             raise ModelError("there is no such file yet")  # noqa: TRY301 - said below
-        plan = plan_memory(path, config, GPUMemory.t4(2))
+        plan = plan_memory(model_path, config, GPUMemory.t4(2))
     except (ModelError, OSError) as error:
         unseen = (
             f"{printable(str(path))} was not looked at ({printable(str(error))}): even "

@@ -62,11 +62,17 @@ class Usage(_Response):
     Attributes:
         prompt_tokens: Tokens of the prompt, cached ones included.
         completion_tokens: Tokens generated, reasoning included.
-        total_tokens: The sum.
+        total_tokens: Both together.
         prompt_tokens_details: More on the prompt's tokens, or None.
         estimated: True where the answer was cut off before the server could count:
             then one token is counted for each piece of text that came.
         extra: Keys of the server without a field here.
+
+    Example:
+        >>> messages = [{"role": "user", "content": "What is GGUF?"}]
+        >>> answer = client.chat_completion(messages, temperature=0)
+        >>> answer.usage.prompt_tokens, answer.usage.completion_tokens
+        (14, 45)
     """
 
     prompt_tokens: int
@@ -97,6 +103,12 @@ class Timings(_Response):
         predicted_per_token_ms: Milliseconds for each.
         predicted_per_second: Generated tokens per second.
         extra: Keys of the server without a field here.
+
+    Example:
+        >>> messages = [{"role": "user", "content": "What is GGUF?"}]
+        >>> answer = client.chat_completion(messages, temperature=0)
+        >>> answer.timings.predicted_n, answer.timings.predicted_per_second > 0
+        (45, True)
     """
 
     cache_n: int | None = None
@@ -120,6 +132,13 @@ class PromptProgress(_Response):
         cache: Tokens that were in the cache.
         processed: Tokens done, cached ones included.
         time_ms: Milliseconds since it began.
+
+    Example:
+        >>> messages = [{"role": "user", "content": "What is GGUF?"}]
+        >>> steps = []
+        >>> answer = client.chat_completion(messages, on_progress=steps.append)
+        >>> steps[-1].processed, steps[-1].total
+        (14, 14)
     """
 
     total: int
@@ -139,6 +158,13 @@ class Message(_Response):
         tool_calls: The tools it calls, as OpenAI shapes them, or None.
         parsed: The object that ``response_format`` asked for, or None.
         extra: Keys of the server without a field here.
+
+    Example:
+        >>> messages = [{"role": "user", "content": "What is GGUF?"}]
+        >>> answer = client.chat_completion(messages, temperature=0)
+        >>> answer.choices[0].message.role
+        'assistant'
+        >>> messages.append(answer.choices[0].message)  # and the chat can go on
     """
 
     role: str
@@ -160,6 +186,12 @@ class Choice(_Response):
             "error" in the partial answer of a StreamError.
         logprobs: Log probabilities as the server gives them, where asked for.
         extra: Keys of the server without a field here.
+
+    Example:
+        >>> messages = [{"role": "user", "content": "What is GGUF?"}]
+        >>> answer = client.chat_completion(messages, temperature=0)
+        >>> answer.choices[0].finish_reason
+        'stop'
     """
 
     index: int
@@ -194,6 +226,11 @@ class ChatCompletionResponse(_Response):
         system_fingerprint: The server's build, or None.
         timings: What the server measured, or None.
         extra: Keys of the server without a field here.
+
+    Example:
+        >>> messages = [{"role": "user", "content": "What is GGUF?"}]
+        >>> client.chat_completion(messages, temperature=0)
+        ChatCompletionResponse("GGUF is a file format ... 14 + 45 tokens, ... tokens/s)
     """
 
     id: str
@@ -221,6 +258,12 @@ class Delta(_Response):
         reasoning_content: More thinking, or None.
         tool_calls: More of the tool calls, or None.
         extra: Keys of the server without a field here.
+
+    Example:
+        >>> messages = [{"role": "user", "content": "What is GGUF?"}]
+        >>> chunks = list(client.chat_completion_stream(messages, temperature=0))
+        >>> chunks[1].choices[0].delta
+        Delta(content='G')
     """
 
     role: str | None = None
@@ -240,6 +283,12 @@ class ChunkChoice(_Response):
         finish_reason: In an answer's last chunk, why it ended; else None.
         logprobs: Log probabilities of the added tokens, where asked for.
         extra: Keys of the server without a field here.
+
+    Example:
+        >>> messages = [{"role": "user", "content": "What is GGUF?"}]
+        >>> chunks = list(client.chat_completion_stream(messages, temperature=0))
+        >>> chunks[-1].choices[0].finish_reason
+        'stop'
     """
 
     index: int
@@ -264,6 +313,12 @@ class ChatCompletionChunk(_Response):
         prompt_progress: How far the prompt is read, before the first token.
         system_fingerprint: The server's build, or None.
         extra: Keys of the server without a field here.
+
+    Example:
+        >>> messages = [{"role": "user", "content": "What is GGUF?"}]
+        >>> chunks = list(client.chat_completion_stream(messages, temperature=0))
+        >>> "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        "GGUF is a file format ..."
     """
 
     id: str
@@ -288,6 +343,11 @@ class CompletionChoice(_Response):
         finish_reason: As in :class:`Choice`; None while it goes on.
         logprobs: Log probabilities in the shape of chat, where asked for.
         extra: Keys of the server without a field here.
+
+    Example:
+        >>> answer = client.completion("The KV cache", max_tokens=8, temperature=0)
+        >>> answer.choices[0].finish_reason  # max_tokens were written
+        'length'
     """
 
     index: int
@@ -312,6 +372,11 @@ class CompletionResponse(_Response):
         timings: What the server measured, or None.
         prompt_progress: In a chunk before the first token, else None.
         extra: Keys of the server without a field here.
+
+    Example:
+        >>> answer = client.completion("The KV cache", max_tokens=8, temperature=0)
+        >>> answer.choices[0].text, answer.usage.completion_tokens
+        (' keeps the attention keys and values', 8)
     """
 
     id: str
@@ -341,6 +406,10 @@ class Embedding(_Response):
         object: "embedding".
         embedding: The vector; llama-server makes its length 1.
         index: The input's position.
+
+    Example:
+        >>> client.embeddings("What is GGUF?").data[0]
+        Embedding(index=0, 192 dimensions)
     """
 
     object: str = "embedding"
@@ -358,6 +427,10 @@ class EmbeddingUsage(_Response):
     Attributes:
         prompt_tokens: Tokens of all inputs.
         total_tokens: The same; an embedding generates none.
+
+    Example:
+        >>> client.embeddings(["What is GGUF?", "GGUF"]).usage
+        EmbeddingUsage(prompt_tokens=6, total_tokens=6)
     """
 
     prompt_tokens: int
@@ -374,6 +447,12 @@ class EmbeddingResponse(_Response):
         model: The model's name.
         usage: How many tokens the inputs have.
         extra: Keys of the server without a field here.
+
+    Example:
+        >>> answer = client.embeddings(["What is GGUF?", "What is a T4?"])
+        >>> vectors = [item.embedding for item in answer.data]
+        >>> [round(sum(x * x for x in vector), 3) for vector in vectors]
+        [1.0, 1.0]
     """
 
     object: str = "list"
@@ -394,6 +473,11 @@ class Model(_Response):
         owned_by: "llamacpp".
         meta: What the file says: ``n_params``, ``n_ctx_train``, ``size`` in bytes.
         extra: Keys of the server without a field here.
+
+    Example:
+        >>> model = client.list_models().data[0]
+        >>> model.meta["n_params"]
+        1771200
     """
 
     id: str
@@ -411,6 +495,10 @@ class ModelList(_Response):
     Attributes:
         object: "list".
         data: The models.
+
+    Example:
+        >>> client.list_models().data[0].id
+        'model'
     """
 
     object: str = "list"
@@ -425,6 +513,10 @@ class TokenizeResponse(_Response):
         tokens: Their ids.
         pieces: Their texts where asked for, else None; bytes where a token is no
             whole UTF-8 text.
+
+    Example:
+        >>> client.tokenize("What is GGUF?")
+        TokenizeResponse(tokens=[273, 276, 334, 33])
     """
 
     tokens: list[int]
@@ -437,6 +529,10 @@ class DetokenizeResponse(_Response):
 
     Attributes:
         content: The text, special tokens included.
+
+    Example:
+        >>> client.detokenize([273, 276, 334, 33])
+        DetokenizeResponse(content='What is GGUF?')
     """
 
     content: str
@@ -449,6 +545,12 @@ class RerankResult(_Response):
     Attributes:
         index: The document's position in the request.
         relevance_score: Higher fits better; a raw score, not a probability.
+
+    Example:
+        >>> from llamatelemetry.api.client import RerankResult
+        >>> best = RerankResult(index=1, relevance_score=4.2)
+        >>> ["A card with 16 GB.", "A file format."][best.index]
+        'A file format.'
     """
 
     index: int
@@ -465,6 +567,15 @@ class RerankResponse(_Response):
         usage: How many tokens were read.
         results: One result for each document, or the best ``top_n``.
         extra: Keys of the server without a field here.
+
+    Example:
+        >>> from llamatelemetry import LlamaCppClient, ServerConfig, ServerManager
+        >>> config = ServerConfig("model.gguf", port=0, rerank=True)
+        >>> with ServerManager(config) as server:
+        ...     ranker = LlamaCppClient(server.get_url())
+        ...     answer = ranker.rerank("What is GGUF?", ["A format.", "A card."])
+        >>> sorted(result.index for result in answer.results)
+        [0, 1]
     """
 
     model: str
@@ -483,8 +594,12 @@ class SlotAction(_Response):
         action: "save", "restore" or "erase".
         tokens: Tokens that were saved, restored or erased.
         filename: The file in the server's ``--slot-save-path``; None for "erase".
-        size_bytes: The file's size; None for "erase".
+        size_bytes: The file's size in bytes; None for "erase".
         milliseconds: How long it took; None for "erase".
+
+    Example:
+        >>> client.erase_slot(0).action
+        'erase'
     """
 
     id_slot: int
@@ -504,6 +619,11 @@ class LoraAdapter(_Response):
         path: Its file.
         scale: How strongly it is applied; 0 is not at all.
         extra: Keys of the server without a field here.
+
+    Example:
+        >>> adapters = client.list_lora_adapters()
+        >>> {adapter.path: adapter.scale for adapter in adapters}  # without --lora
+        {}
     """
 
     id: int

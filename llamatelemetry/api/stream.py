@@ -45,6 +45,13 @@ class TokenStream(Generator[ChunkT, None, None], Generic[ChunkT, ResponseT]):
 
     Leaving a ``with`` block, ``close()`` and letting go of the object end a generation
     that is not finished; the server stops at its next token and its slot is free.
+
+    Args:
+        transport: The client's way to the server.
+        path: The path to send to.
+        body: What to send, as JSON.
+        on_progress: Called with how far the prompt is read.
+        complete: Called with the whole response before it is returned.
     """
 
     _kind: ClassVar[str]
@@ -170,13 +177,26 @@ class TokenStream(Generator[ChunkT, None, None], Generic[ChunkT, ResponseT]):
         return True
 
     def send(self, value: None) -> ChunkT:  # noqa: ARG002 -- a generator's method
-        """Return the next chunk, as every generator can be asked."""
+        """Return the next chunk, as every generator can be asked.
+
+        Args:
+            value: None; there is nothing to tell a stream.
+
+        Raises:
+            ClientError: As asking for the next chunk.
+        """
         return next(self)
 
     def throw(
         self, typ: Any, val: Any = None, tb: TracebackType | None = None
     ) -> ChunkT:
-        """End the stream and raise the error, as every generator can be told."""
+        """End the stream and raise the error, as every generator can be told.
+
+        Args:
+            typ: The error, or its class.
+            val: The error, where ``typ`` is its class.
+            tb: Its traceback.
+        """
         self.close()
         return super().throw(typ, val, tb)
 
@@ -360,12 +380,14 @@ class TokenStream(Generator[ChunkT, None, None], Generic[ChunkT, ResponseT]):
 class ChatStream(TokenStream[ChatCompletionChunk, ChatCompletionResponse]):
     """A chat answer that is being streamed; a generator of its chunks.
 
-    Example::
-
-        with client.chat_completion_stream(messages) as stream:
-            for chunk in stream:
-                print(chunk.choices[0].delta.content or "", end="")
-        print(stream.usage, stream.timings)
+    Example:
+        >>> messages = [{"role": "user", "content": "What is GGUF?"}]
+        >>> with client.chat_completion_stream(messages, temperature=0) as stream:
+        ...     for chunk in stream:
+        ...         print(chunk.choices[0].delta.content or "", end="")
+        GGUF is a file format ...
+        >>> stream.usage.completion_tokens
+        45
     """
 
     _kind = "chat"
@@ -378,7 +400,14 @@ class ChatStream(TokenStream[ChatCompletionChunk, ChatCompletionResponse]):
 
 
 class CompletionStream(TokenStream[CompletionResponse, CompletionResponse]):
-    """A text completion that is being streamed; a generator of its chunks."""
+    """A text completion that is being streamed; a generator of its chunks.
+
+    Example:
+        >>> with client.completion_stream("The KV cache", 8, temperature=0) as stream:
+        ...     for chunk in stream:
+        ...         print(chunk.choices[0].text, end="")
+         keeps the attention keys and values
+    """
 
     _kind = "completion"
 

@@ -44,6 +44,12 @@ class GPUMemory:
 
     Raises:
         ConfigurationError: The index or the bytes make no sense.
+
+    Examples:
+        >>> from llamatelemetry.gguf import GPUMemory, plan_memory
+        >>> cards = [GPUMemory(0, free_bytes=15 * 2**30), GPUMemory(1, 8 * 2**30)]
+        >>> plan_memory("qwen3-14b", gpus=cards).fits
+        True
     """
 
     index: int
@@ -60,7 +66,16 @@ class GPUMemory:
 
     @classmethod
     def t4(cls, count: int = 2) -> list[GPUMemory]:
-        """Return idle T4s, as Kaggle has two of."""
+        """Return idle T4s, as Kaggle has two of.
+
+        Args:
+            count: How many.
+
+        Examples:
+            >>> from llamatelemetry.gguf import GPUMemory
+            >>> GPUMemory.t4(1)
+            [GPUMemory(index=0, free_bytes=15829303296)]
+        """
         return [cls(index, T4_FREE_BYTES) for index in range(count)]
 
 
@@ -94,6 +109,11 @@ def parse_gpus(text: str) -> list[GPUMemory]:
 
     Raises:
         ConfigurationError: It speaks of none.
+
+    Examples:
+        >>> from llamatelemetry.gguf.memory import parse_gpus
+        >>> [card.free_bytes / 2**20 for card in parse_gpus("2xt4")]
+        [15096.0, 15096.0]
     """
     cleaned = text.lower().replace(" ", "").replace("gib", "").replace("gb", "")
     if cleaned in ("none", "0"):

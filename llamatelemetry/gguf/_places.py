@@ -31,7 +31,7 @@ _PIPELINE_COPIES = 4
 """Copies of the inputs where all layers lie on several cards.
 
 Source: GGML_SCHED_MAX_COPIES and https://github.com/ggml-org/llama.cpp/issues/24355;
-not measured on CUDA.
+not measured, which takes two cards.
 """
 
 _ROW_STEP = 512  # quantized rows are padded to this on CUDA: MATRIX_ROW_PADDING
@@ -60,6 +60,14 @@ class Place:
         adapters: LoRA adapters.
         repacked: A second form of the weights that CPUs multiply faster by.
         prompt_cache: Cached prompts, at most; on the host.
+
+    Examples:
+        >>> from llamatelemetry.gguf import plan_memory
+        >>> card = plan_memory("qwen3-14b", gpus="15").devices[0]
+        >>> card.name, sorted(card.parts)
+        ('CUDA0', ['compute', 'cuda', 'kv_cache', 'weights'])
+        >>> card.needed == sum(card.parts.values())
+        True
     """
 
     name: str

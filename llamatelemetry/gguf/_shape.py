@@ -107,7 +107,13 @@ def _table() -> dict[str, Traits]:
 
 
 def known_architectures() -> list[str]:
-    """Return the architectures whose plans were compared with llama.cpp."""
+    """Return the architectures whose plans were compared with llama.cpp.
+
+    Examples:
+        >>> from llamatelemetry.gguf.memory import known_architectures
+        >>> "qwen3" in known_architectures()
+        True
+    """
     return sorted(name for name, traits in _table().items() if traits.known)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from llamatelemetry.exceptions import ModelError
 from llamatelemetry.gguf._source import Source
 from llamatelemetry.gguf._values import ARRAY, NUMBER_TYPES, STRING
-from llamatelemetry.gguf.quantization import GGML_TYPES, tensor_bytes
+from llamatelemetry.gguf.quantization import GGML_TYPES, find_recipe, tensor_bytes
 from llamatelemetry.setup.catalog import CatalogModel
 
 __all__ = ["StoredSource", "stored_names"]
@@ -81,6 +81,7 @@ def _header(entry: CatalogModel, stored: dict[str, Any]) -> bytes:
     keys = {
         "general.architecture": architecture,
         "general.name": entry.id,
+        "general.file_type": find_recipe(entry.quantization or "F16").file_type,
         f"{architecture}.vocab_size": stored["vocabulary"],
         **{f"{architecture}.{key}": one for key, one in stored["metadata"].items()},
     }

@@ -42,6 +42,14 @@ class TensorInfo:
         n_bytes: Bytes of its data.
         offset: Where its data begins, in bytes from the start of its shard's file.
         shard: Which shard holds it, counted from 0.
+
+    Examples:
+        >>> from llamatelemetry.gguf import read_header
+        >>> tensor = read_header("model.gguf").tensors[0]
+        >>> tensor.name, tensor.shape, tensor.type, tensor.n_bytes
+        ('token_embd.weight', (192, 1024), 'Q8_0', 208896)
+        >>> tensor.n_elements == 192 * 1024
+        True
     """
 
     name: str

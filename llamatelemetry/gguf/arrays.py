@@ -32,9 +32,21 @@ class GGUFArray(Sequence[Any]):
     gives a list, and :meth:`tolist` gives everything. It equals any sequence of equal
     elements.
 
+    Args:
+        element_type: What it holds.
+        count: How many elements.
+
     Attributes:
         element_type: "uint8", "int8", "uint16", "int16", "uint32", "int32", "float32",
             "bool", "uint64", "int64", "float64", "string" or "array".
+
+    Examples:
+        >>> from llamatelemetry.gguf import read_header
+        >>> tokens = read_header("model.gguf").metadata["tokenizer.ggml.tokens"]
+        >>> len(tokens), tokens.element_type
+        (1024, 'string')
+        >>> tokens[2], tokens[:2]
+        ('<|im_end|>', ['<|endoftext|>', '<|im_start|>'])
     """
 
     __slots__ = ("_count", "element_type")
@@ -52,7 +64,11 @@ class GGUFArray(Sequence[Any]):
         return self._decode(0, self._count)
 
     def brief(self, index: int) -> Any:
-        """Return an element, counted from 0; of a long string its beginning only."""
+        """Return an element; of a long string its beginning only.
+
+        Args:
+            index: Its place, counted from 0.
+        """
         return self[index]
 
     def __len__(self) -> int:

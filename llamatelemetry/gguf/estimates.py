@@ -139,6 +139,13 @@ def estimate_vram(
     Raises:
         ConfigurationError: A value that cannot be meant, an unknown quantization or
             architecture.
+
+    Examples:
+        >>> from llamatelemetry.gguf.estimates import estimate_vram
+        >>> round(estimate_vram(7e9, "Q4_K_M"), 1)
+        4.7
+        >>> round(estimate_vram(14.8e9, "Q4_K_M", 8192, architecture="qwen3"), 1)
+        9.7
     """
     _check_parameters(parameter_count)
     recipe = find_recipe(quantization)
@@ -225,6 +232,11 @@ def recommend_quantization(
     Raises:
         ConfigurationError: A value that cannot be meant.
         OutOfMemoryError: Not even the smallest fits; says by how much, and what would.
+
+    Examples:
+        >>> from llamatelemetry.gguf.estimates import recommend_quantization
+        >>> recommend_quantization(14.8e9, 14.7)
+        'Q6_K'
     """
     _check_memory(available_vram)
 
@@ -283,6 +295,11 @@ def get_quantization_info(name: str) -> QUANT_TYPE_INFO:
 
     Raises:
         ConfigurationError: There is no such recipe; the nearest ones are named.
+
+    Examples:
+        >>> from llamatelemetry.gguf.estimates import get_quantization_info
+        >>> get_quantization_info("q4_k_m").recommended_for
+        'most uses: the best balance of size, speed and quality'
     """
     recipe = find_recipe(name)
     return QUANT_TYPE_INFO(

@@ -3,8 +3,9 @@
 The plan comes from the model's header alone, before a byte of its weights is
 downloaded. Weights and caches are exact. The compute buffer is found as llama.cpp
 finds it: by laying out the model's graph with ggml's own allocation rule. Both were
-compared with llama.cpp's allocations on a CPU (``docs/memory.md``); nothing was
-measured on CUDA yet, so cards are planned with a margin.
+compared with llama.cpp's allocations on a CPU and on one H200 (``docs/memory.md``); a
+T4, two cards and what CUDA itself takes there were not measured, so cards are planned
+with a margin.
 """
 
 from __future__ import annotations
@@ -67,6 +68,16 @@ class MemoryPlan:
         devices: The cards, in CUDA's order.
         host: This machine's memory.
         notes: What the plan assumes, and what it could not follow.
+
+    Examples:
+        >>> from llamatelemetry.gguf import plan_memory
+        >>> plan = plan_memory("qwen3-14b", gpus="2x15")
+        >>> plan.fits, plan.context
+        (True, 2048)
+        >>> plan.verdict
+        'It fits; up to 40,960 tokens of context would.'
+        >>> plan.tightest.name, plan.devices[0].kv_cache
+        ('CUDA1', 176160768)
     """
 
     model: str
@@ -129,10 +140,15 @@ class MemoryPlan:
         return _largest_context(self._request)
 
     def max_context(self) -> int:
-        """Return the largest context that fits, over all slots; 0 if none does.
+        """Return the most tokens of context that fit, over all slots; 0 if none do.
 
         At most what the model was made for, for each slot. None of the devices having
         a limit, that is what comes out.
+
+        Examples:
+            >>> from llamatelemetry.gguf import plan_memory
+            >>> plan_memory("qwen3-32b", gpus="2x15").max_context()
+            33024
         """
         return self._largest
 
@@ -140,6 +156,11 @@ class MemoryPlan:
         """Return the most layers that fit on the cards, the output counted as one.
 
         The rest stays on the host. 0 if none does, or if there are no cards.
+
+        Examples:
+            >>> from llamatelemetry.gguf import plan_memory
+            >>> plan_memory("qwen3-32b", gpus="15").max_gpu_layers()
+            46
         """
         request = self._request
         if not self.limited or not request.gpus:
@@ -153,8 +174,17 @@ class MemoryPlan:
     def with_gpus(self, gpus: Sequence[GPU] | str | None) -> MemoryPlan:
         """Return the plan of the same model and configuration on other cards.
 
+        Args:
+            gpus: The cards, as for :func:`plan_memory`.
+
         Raises:
             ConfigurationError: They are no cards, or not those of the configuration.
+
+        Examples:
+            >>> from llamatelemetry.gguf import plan_memory
+            >>> plan = plan_memory("qwen3-32b", gpus="2x15")
+            >>> plan.fits, plan.with_gpus("15").fits
+            (True, False)
         """
         chosen = None if gpus is None else checked_gpus(gpus)
         return _plan(replace(self._request, gpus=chosen))
@@ -178,6 +208,13 @@ class MemoryPlan:
 
         Raises:
             ConfigurationError: As for the two others.
+
+        Examples:
+            >>> from llamatelemetry.gguf import GPUMemory, plan_memory
+            >>> plan = plan_memory("qwen3-14b", gpus="2x15")
+            >>> one = plan.replanned(GPUMemory.t4(1), context_size=8192)
+            >>> one.context, len(one.devices), one.fits
+            (8192, 1, True)
         """
         request = replace(
             self._request,
@@ -190,8 +227,17 @@ class MemoryPlan:
     def with_config(self, **changes: Any) -> MemoryPlan:
         """Return the plan of the same model with these fields of the config changed.
 
+        Args:
+            changes: Fields of :class:`ServerConfig`.
+
         Raises:
             ConfigurationError: A value cannot work.
+
+        Examples:
+            >>> from llamatelemetry.gguf import plan_memory
+            >>> plan = plan_memory("qwen3-32b", gpus="2x15")
+            >>> plan.with_config(cache_type_k="q8_0", cache_type_v="q8_0").max_context()
+            40960
         """
         return _plan(replace(self._request, config=self.config.replace(**changes)))
 
@@ -203,6 +249,12 @@ class MemoryPlan:
 
         Raises:
             ConfigurationError: No model is as small as that.
+
+        Examples:
+            >>> from llamatelemetry.gguf import plan_memory
+            >>> plan = plan_memory("qwen3-32b", gpus="15")
+            >>> plan.fits, plan.for_size(11_000_000_000).fits
+            (False, True)
         """
         check_bytes("file_bytes", file_bytes)
         header = self._request.header
@@ -222,15 +274,35 @@ class MemoryPlan:
         """Return one dictionary per device, in bytes.
 
         ``pandas.DataFrame(plan.rows())`` makes a table of them.
+
+        Examples:
+            >>> from llamatelemetry.gguf import plan_memory
+            >>> rows = plan_memory("qwen3-14b", gpus="2x15").rows()
+            >>> [(row["device"], row["weights"]) for row in rows]
+            [('CUDA0', 4145869824), ('CUDA1', 4412348416), ('host', 437575680)]
         """
         return _plan_view.rows(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan as plain values, in bytes, ready for JSON."""
+        """Return the plan as plain values, in bytes, ready for JSON.
+
+        Examples:
+            >>> from llamatelemetry.gguf import plan_memory
+            >>> told = plan_memory("qwen3-14b", gpus="2x15").to_dict()
+            >>> told["fits"], told["max_context"], len(told["devices"])
+            (True, 40960, 3)
+        """
         return _plan_view.as_dict(self)
 
     def table(self) -> str:
-        """Return the plan as text for a terminal."""
+        """Return the plan as text for a terminal.
+
+        Examples:
+            >>> from llamatelemetry.gguf import plan_memory
+            >>> table = plan_memory("qwen3-14b", gpus="2x15").table()
+            >>> print(table.splitlines()[0].split(":")[0])
+            qwen3-14b (qwen3, 9.0 GB)
+        """
         return _plan_view.text(self)
 
     @property
@@ -284,13 +356,18 @@ def plan_memory(
     Raises:
         GGUFError: The file is not GGUF, or holds no model that a server loads.
         ModelError: There is no such file.
+        DownloadError: A remote file could not be read.
         ConfigurationError: The cards are none, or not those of the configuration, or a
             size is none.
 
     Examples:
-        >>> plan = plan_memory("model.gguf", gpus="2x15")  # doctest: +SKIP
-        >>> plan.fits, plan.max_context()  # doctest: +SKIP
-        (True, 65536)
+        >>> from llamatelemetry import ServerConfig, plan_memory
+        >>> plan = plan_memory("qwen3-14b", gpus="2x15")
+        >>> plan.fits, plan.max_context()
+        (True, 40960)
+        >>> config = ServerConfig("model.gguf", context_size=512)
+        >>> plan_memory("model.gguf", config, gpus="none").fits
+        True
     """
     if isinstance(model, GGUFParser):
         header = model.header

@@ -44,6 +44,11 @@ class SpecialToken:
         id: Its number.
         text: Its text, of which a hostile file's may be cut; None where the number
             lies outside the vocabulary.
+
+    Examples:
+        >>> from llamatelemetry.gguf import GGUFParser
+        >>> GGUFParser("model.gguf").tokenizer.special["eos"]
+        SpecialToken(id=2, text='<|im_end|>')
     """
 
     id: int
@@ -64,6 +69,12 @@ class TokenizerFacts:
             "eot", "padding", ...
         adds_bos: Whether each prompt begins with the bos token; None if not told.
         adds_eos: Whether it ends with the eos token; None if not told.
+
+    Examples:
+        >>> from llamatelemetry.gguf import GGUFParser
+        >>> facts = GGUFParser("model.gguf").tokenizer
+        >>> facts.model, facts.size, facts.merges, facts.adds_bos
+        ('gpt2', 1024, 765, False)
     """
 
     model: str | None
@@ -95,6 +106,14 @@ class GGUFParser:
         GGUFError: The bytes are not a GGUF file that can be read.
         ModelError: There is no such file.
         DownloadError: A remote file could not be read.
+
+    Examples:
+        >>> from llamatelemetry.gguf import GGUFParser
+        >>> model = GGUFParser("model.gguf")
+        >>> model.name, model.license, model.size_bytes
+        ('llamatelemetry demo', 'MIT', 1917632)
+        >>> print(f"{model.bits_per_weight:.2f} bits per weight")
+        8.52 bits per weight
     """
 
     def __init__(
@@ -110,6 +129,12 @@ class GGUFParser:
         This decodes every array: the 32 MiB that a header may have, a hostile file's
         too, can become several hundred MiB of Python objects. `metadata` has the same
         values and decodes none.
+
+        Examples:
+            >>> from llamatelemetry.gguf import GGUFParser
+            >>> metadata = GGUFParser("model.gguf").get_metadata()
+            >>> metadata["llama.block_count"], metadata["tokenizer.ggml.tokens"][:3]
+            (4, ['<|endoftext|>', '<|im_start|>', '<|im_end|>'])
         """
         return {
             key: value.tolist() if isinstance(value, GGUFArray) else value
@@ -121,6 +146,11 @@ class GGUFParser:
 
         Raises:
             GGUFError: The file does not say.
+
+        Examples:
+            >>> from llamatelemetry.gguf import GGUFParser
+            >>> GGUFParser("model.gguf").get_architecture()
+            'llama'
         """
         architecture = self.header.metadata.get("general.architecture")
         if not isinstance(architecture, str) or not architecture:
@@ -128,7 +158,13 @@ class GGUFParser:
         return architecture
 
     def get_parameter_count(self) -> int:
-        """Return the number of weights: the sum over all tensors of all shards."""
+        """Return the number of weights: the sum over all tensors of all shards.
+
+        Examples:
+            >>> from llamatelemetry.gguf import GGUFParser
+            >>> GGUFParser("model.gguf").get_parameter_count()
+            1771200
+        """
         return sum(tensor.n_elements for tensor in self.header.tensors)
 
     def get_quantization_type(self) -> str:
@@ -138,6 +174,11 @@ class GGUFParser:
         missing or does not agree, the type that nearly all of them have, or the types
         by their share of the bytes: "Q8_0 (header: Q4_K_M)", "mixed (Q4_K 61 %, Q6_K
         39 %; header: Q8_0)". "none" for a file without tensors.
+
+        Examples:
+            >>> from llamatelemetry.gguf import GGUFParser
+            >>> GGUFParser("model.gguf").get_quantization_type()
+            'Q8_0'
         """
         shares = self._type_shares
         if not shares:
@@ -159,6 +200,11 @@ class GGUFParser:
 
         Raises:
             GGUFError: The file does not say.
+
+        Examples:
+            >>> from llamatelemetry.gguf import GGUFParser
+            >>> GGUFParser("qwen3-14b").get_context_length()
+            40960
         """
         key = f"{self.get_architecture()}.context_length"
         value = self.header.metadata.get(key)
@@ -174,6 +220,11 @@ class GGUFParser:
 
         Raises:
             GGUFError: The file has no vocabulary.
+
+        Examples:
+            >>> from llamatelemetry.gguf import GGUFParser
+            >>> GGUFParser("model.gguf").get_vocab_size()
+            1024
         """
         metadata = self.header.metadata
         tokens = self._array("tokenizer.ggml.tokens")
@@ -219,7 +270,13 @@ class GGUFParser:
 
     @cached_property
     def tensor_bytes(self) -> int:
-        """Bytes of all weights."""
+        """Bytes of all weights.
+
+        Examples:
+            >>> from llamatelemetry.gguf import GGUFParser
+            >>> GGUFParser("model.gguf").tensor_bytes
+            1886976
+        """
         return sum(tensor.n_bytes for tensor in self.header.tensors)
 
     @property
@@ -235,7 +292,14 @@ class GGUFParser:
 
     @cached_property
     def tokenizer(self) -> TokenizerFacts:
-        """What the file says about its tokenizer."""
+        """What the file says about its tokenizer.
+
+        Examples:
+            >>> from llamatelemetry.gguf import GGUFParser
+            >>> tokenizer = GGUFParser("model.gguf").tokenizer
+            >>> tokenizer.size, tokenizer.special["bos"].text
+            (1024, '<|endoftext|>')
+        """
         metadata = self.header.metadata
         special: dict[str, SpecialToken] = {}
         for key, value in metadata.items():
@@ -253,7 +317,14 @@ class GGUFParser:
         )
 
     def summary(self) -> str:
-        """Return what the model is, in lines for a terminal."""
+        """Return what the model is, in lines for a terminal.
+
+        Examples:
+            >>> from llamatelemetry.gguf import GGUFParser
+            >>> lines = GGUFParser("model.gguf").summary().splitlines()
+            >>> lines[0], lines[1].split(" · ")[:3]
+            ('llamatelemetry demo', ['llama', '1.77M parameters', 'Q8_0'])
+        """
         return _summary.as_text(self._facts())
 
     def __repr__(self) -> str:

@@ -45,6 +45,12 @@ class GGMLType:
         type_bytes: Bytes for such a block; 0 for a removed type.
         replaced_by: For a type llama.cpp no longer reads, the one to convert the
             model to again; None for a living type.
+
+    Examples:
+        >>> from llamatelemetry.gguf.quantization import GGML_TYPES
+        >>> kind = GGML_TYPES["Q4_K"]
+        >>> kind.block_size, kind.type_bytes, kind.bits_per_weight
+        (256, 144, 4.5)
     """
 
     id: int
@@ -84,6 +90,12 @@ class Recipe:
             says; None where it does not.
         description: One sentence.
         recommended_for: When to choose it.
+
+    Examples:
+        >>> from llamatelemetry.gguf.quantization import RECIPES
+        >>> recipe = RECIPES["Q4_K_M"]
+        >>> recipe.tensor_type, recipe.output_type, recipe.bits_per_weight
+        ('Q4_K', 'Q6_K', 4.8944)
     """
 
     name: str
@@ -118,6 +130,12 @@ class QUANT_TYPE_INFO:  # noqa: N801 - the API reference's name
             none.
         needs_importance_matrix: Whether llama-quantize refuses to make it without.
         source: Where the bits per weight come from.
+
+    Examples:
+        >>> from llamatelemetry.gguf.estimates import get_quantization_info
+        >>> info = get_quantization_info("Q4_K_M")
+        >>> info.bits_per_weight, info.vram_7b_gb
+        (4.8944, 4.7)
     """
 
     name: str
@@ -149,6 +167,14 @@ def ggml_type_by_id(number: int) -> GGMLType | None:
     """Return the tensor type with this number, or None if there never was one.
 
     A number that llama.cpp has retired gives a type whose ``removed`` is true.
+
+    Args:
+        number: The type's number in a GGUF file.
+
+    Examples:
+        >>> from llamatelemetry.gguf.quantization import ggml_type_by_id
+        >>> ggml_type_by_id(12).name, ggml_type_by_id(4).replaced_by
+        ('Q4_K', 'Q4_0')
     """
     return _TYPE_BY_ID.get(number)
 
@@ -159,6 +185,11 @@ def tensor_bytes(kind: GGMLType, shape: Sequence[int]) -> int | None:
     Args:
         kind: The tensor's type.
         shape: Its axes, the fastest first, as a GGUF file names them.
+
+    Examples:
+        >>> from llamatelemetry.gguf.quantization import GGML_TYPES, tensor_bytes
+        >>> tensor_bytes(GGML_TYPES["Q8_0"], (192, 1024))
+        208896
     """
     row = shape[0] if shape else 1
     if kind.removed or row % kind.block_size:
@@ -188,6 +219,14 @@ def file_type_name(number: int) -> str | None:
     """Return the recipe that a header's ``general.file_type`` names, or None.
 
     Numbers that llama.cpp has retired have a name here too.
+
+    Args:
+        number: The value of ``general.file_type``.
+
+    Examples:
+        >>> from llamatelemetry.gguf.quantization import file_type_name
+        >>> file_type_name(15)
+        'Q4_K_M'
     """
     return _FILE_TYPES.get(number)
 
@@ -196,6 +235,11 @@ def list_quantization_types() -> list[str]:
     """Return the names of all recipes, from the best quality to the smallest.
 
     Recipes for models trained in few bits (ternary, one bit) stand last.
+
+    Examples:
+        >>> from llamatelemetry.gguf.quantization import list_quantization_types
+        >>> list_quantization_types()[:4]
+        ['F32', 'BF16', 'F16', 'Q8_0']
     """
     return list(RECIPES)
 
@@ -223,6 +267,11 @@ def find_recipe(name: str) -> Recipe:
 
     Raises:
         ConfigurationError: There is no such recipe; the nearest ones are named.
+
+    Examples:
+        >>> from llamatelemetry.gguf.quantization import find_recipe
+        >>> find_recipe("q4-k-m").name
+        'Q4_K_M'
     """
     if not isinstance(name, str):
         raise ConfigurationError(

@@ -77,6 +77,14 @@ class GGUFHeader:
         file_bytes: Bytes of all files, or None if a server does not tell.
         shards: The files or URLs of all shards; one for a model in one file.
         complete: Whether the header was read to its end, and not stopped before a key.
+
+    Examples:
+        >>> from llamatelemetry.gguf import read_header
+        >>> header = read_header("model.gguf")
+        >>> header.version, header.byte_order, len(header.tensors)
+        (3, 'little', 38)
+        >>> header.metadata["general.architecture"]
+        'llama'
     """
 
     source: str
@@ -91,7 +99,16 @@ class GGUFHeader:
     complete: bool
 
     def tensor(self, name: str) -> TensorInfo | None:
-        """Return the tensor of this name, or None."""
+        """Return the tensor of this name, or None.
+
+        Args:
+            name: The tensor's name, ``token_embd.weight``.
+
+        Examples:
+            >>> from llamatelemetry.gguf import read_header
+            >>> read_header("model.gguf").tensor("token_embd.weight").shape
+            (192, 1024)
+        """
         return self._tensor_by_name.get(name)
 
     @cached_property
@@ -134,6 +151,15 @@ def read_header(
     Raises:
         GGUFError: The bytes are no GGUF file, damaged, incomplete, or beyond a limit.
         ModelError: The file is missing or cannot be read, or a shard is missing.
+        DownloadError: A remote file could not be read.
+
+    Examples:
+        >>> from llamatelemetry.gguf import read_header
+        >>> read_header("model.gguf")
+        <GGUFHeader model.gguf: version 3, 29 keys, 38 tensors, 1 file>
+        >>> beginning = read_header("model.gguf", stop_before="tokenizer.")
+        >>> beginning.complete, beginning.metadata["llama.context_length"]
+        (False, 1024)
     """
     opened = open_source(source)
     try:

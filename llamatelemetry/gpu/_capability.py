@@ -18,15 +18,28 @@ class ComputeCapability(str):
     It is equal to the same text and has its hash; order is that of the numbers, beside
     any text of this form. A number is equal to none: 9.1 may be meant as 9.10.
 
+
+
     Raises:
         ConfigurationError: The text is no compute capability.
         TypeError: It is put in order with a text that is none, or with a number.
+
+    Examples:
+        >>> from llamatelemetry.gpu import ComputeCapability
+        >>> ComputeCapability("7.5") < ComputeCapability("10.0")
+        True
+        >>> ComputeCapability("7.5").numbers
+        (7, 5)
     """
 
     __slots__ = ()
 
     def __new__(cls, text: str) -> Self:
-        """Check the text."""
+        """Check the text.
+
+        Args:
+            text: Major and minor number, ``7.5``.
+        """
         if not isinstance(text, str) or _SHAPE.fullmatch(text) is None:
             raise ConfigurationError(
                 f"{text!r} is no compute capability; it is two numbers: '7.5'"

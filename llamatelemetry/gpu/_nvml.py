@@ -102,6 +102,11 @@ class DriverState:
             cannot tell.
         problem: In sentences, why there is no driver or no card, or which cards are
             left out; None if nothing is wrong.
+
+    Examples:
+        >>> from llamatelemetry.gpu.inventory import measure_driver
+        >>> measure_driver()
+        DriverState(version='570.172.08', cuda_version=(12, 8), problem=None)
     """
 
     version: str | None

@@ -32,25 +32,33 @@ class GPUSample:
     Attributes:
         index: The card's place in CUDA's order, as in `detect_gpus`.
         time: Seconds since 1970, as ``time.time()`` counts them.
-        memory_used_bytes: What processes hold of its memory; where the driver is older
-            than 510, what the driver holds for itself too.
-        memory_free_bytes: What neither a process nor the driver holds of it.
-        memory_total_bytes: Its memory.
+        memory_used_bytes: Bytes of its memory that processes hold; where the driver is
+            older than 510, what the driver holds for itself too.
+        memory_free_bytes: Bytes of it that neither a process nor the driver holds.
+        memory_total_bytes: Bytes of it in all.
         utilization_percent: The part of the last moments (a sixth of a second to one)
-            in which it computed.
-        memory_utilization_percent: The part in which its memory was read or written;
-            not how full it is.
-        power_watts: What it draws.
+            in which it computed, in percent.
+        memory_utilization_percent: The part in which bytes of its memory were read or
+            written, in percent; not how full it is.
+        power_watts: What it draws, in watts.
         power_limit_watts: What it may draw.
-        temperature_celsius: How warm its chip is.
-        graphics_clock_mhz: How fast its cores run.
-        memory_clock_mhz: How fast its memory runs.
+        temperature_celsius: How warm its chip is, in degrees Celsius.
+        graphics_clock_mhz: How fast its cores run, in MHz.
+        memory_clock_mhz: How fast its memory runs, in MHz.
         throttle_reasons: Why it does not run faster: ``("software_power_cap",)``,
             ``("gpu_idle",)``; () for no reason.
-        process_bytes: What our own processes hold of its memory. None where NVML does
-            not tell, or names none of them: in most containers (Kaggle, Colab) it
+        process_bytes: Bytes of its memory that our own processes hold. None where NVML
+            does not tell, or names none of them: in most containers (Kaggle, Colab) it
             names processes by their ids outside, or not at all.
         problem: Why all the values are None, in a sentence; a lost card has one.
+
+    Examples:
+        >>> from llamatelemetry import GPUMonitor
+        >>> sample = GPUMonitor().sample()[0]
+        >>> sample.index, sample.memory_total_bytes, sample.power_limit_watts
+        (0, 16106127360, 70.0)
+        >>> sample.throttle_reasons
+        ('gpu_idle',)
     """
 
     index: int
@@ -77,6 +85,11 @@ class Mark:
     Attributes:
         time: Seconds since 1970.
         text: What happened.
+
+    Examples:
+        >>> from llamatelemetry import GPUMonitor
+        >>> GPUMonitor().mark("model loaded").text
+        'model loaded'
     """
 
     time: float

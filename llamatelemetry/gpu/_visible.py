@@ -88,6 +88,11 @@ def visible_places(visible: str | None, uuids: Sequence[str | None]) -> list[int
     Args:
         visible: The value of CUDA_VISIBLE_DEVICES, or None if it is not set.
         uuids: The cards' UUIDs in the order of CUDA_DEVICE_ORDER.
+
+    Examples:
+        >>> from llamatelemetry.gpu.inventory import visible_places
+        >>> visible_places("1,0", ["GPU-8932f937", "GPU-1eadbeef"])
+        [1, 0]
     """
     if visible is None:
         return list(range(len(uuids)))

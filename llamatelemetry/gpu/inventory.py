@@ -65,6 +65,14 @@ class GPUInfo:
     Raises:
         ConfigurationError: A size is no number from 0, or what is given as a compute
             capability is none.
+
+    Examples:
+        >>> from llamatelemetry import detect_gpus
+        >>> card = detect_gpus()[0]
+        >>> card
+        <GPU 0: Tesla T4, 14.7 of 15.0 GiB free, compute capability 7.5>
+        >>> card.total_memory_gb, card.free_bytes, card.compute_capability >= "7.0"
+        (15.0, 15829303296, True)
     """
 
     index: int
@@ -140,6 +148,13 @@ def detect_gpus(environment: Mapping[str, str] | None = None) -> list[GPUInfo]:
 
     Warns:
         SetupWarning: CUDA_VISIBLE_DEVICES names instances of MIG.
+
+    Examples:
+        >>> from llamatelemetry import detect_gpus
+        >>> [card.name for card in detect_gpus()]
+        ['Tesla T4', 'Tesla T4']
+        >>> len(detect_gpus({"CUDA_VISIBLE_DEVICES": "1"}))
+        1
     """
     divided = named_instances(environment)
     if divided is not None:
@@ -156,6 +171,12 @@ def measure_driver(environment: Mapping[str, str] | None = None) -> DriverState:
 
     Raises:
         SetupError: NVIDIA's nvidia-ml-py is missing.
+
+    Examples:
+        >>> from llamatelemetry.gpu.inventory import measure_driver
+        >>> driver = measure_driver()
+        >>> driver.version, driver.cuda_version, driver.problem
+        ('570.172.08', (12, 8), None)
     """
     state, divided = _nvml.driver(), named_instances(environment)
     if divided is None:
@@ -170,8 +191,18 @@ def visible_cards(
 
     The place is what CUDA_VISIBLE_DEVICES counts by: divided cards have one too.
 
+    Args:
+        environment: Where CUDA_VISIBLE_DEVICES is looked up. None: in this process's
+            environment.
+
     Raises:
         SetupError: NVIDIA's nvidia-ml-py is missing.
+
+    Examples:
+        >>> from llamatelemetry.gpu.inventory import visible_cards
+        >>> cards = visible_cards({"CUDA_VISIBLE_DEVICES": "1"})
+        >>> [(place, card.index) for place, card in cards]
+        [(1, 0)]
     """
     driver, found = _nvml.survey()
     cards = sorted(found, key=_bus_order)
@@ -208,6 +239,13 @@ def visible_devices_text(
         ConfigurationError: A card is not among those that this process sees, as far
             as these are known; or one is named twice.
         SetupError: NVIDIA's nvidia-ml-py is missing.
+
+    Examples:
+        >>> from llamatelemetry.gpu import visible_devices_text
+        >>> visible_devices_text([1])
+        'GPU-1eadbeef-5555-6666-7777-88889999aaa1'
+        >>> visible_devices_text([])
+        ''
     """
     if isinstance(gpus, str):
         raise ConfigurationError(f"gpus is {printable(gpus)!r}, and must be a list")
@@ -223,7 +261,16 @@ def visible_devices_text(
 
 
 def as_number(value: Any) -> float:
-    """Return a number as a float; NaN for what is none, texts and truths among it."""
+    """Return a number as a float; NaN for what is none, texts and truths among it.
+
+    Args:
+        value: What somebody gave.
+
+    Examples:
+        >>> from llamatelemetry.gpu.inventory import as_number
+        >>> as_number(3), as_number("3")
+        (3.0, nan)
+    """
     if isinstance(value, (bool, str, bytes, bytearray)):
         return math.nan
     try:

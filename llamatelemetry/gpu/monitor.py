@@ -71,14 +71,6 @@ class _Subscriber:
 class GPUMonitor:
     """Samples of the cards this process may use, taken in a thread of its own.
 
-    ::
-
-        with GPUMonitor() as monitor:
-            ...                                # the work
-            monitor.mark("first request")
-            ...
-        monitor.to_dataframe().groupby("index").memory_used_bytes.max()
-
     The thread is a daemon, ``llamatelemetry-gpu-monitor``, which takes its first sample
     at once, and a last one when it is stopped. Ticks keep their distance from the
     start: what takes long delays none of the later ones, and ticks that were missed are
@@ -98,6 +90,14 @@ class GPUMonitor:
 
     Raises:
         ConfigurationError: A value cannot work.
+
+    Examples:
+        >>> from llamatelemetry import GPUMonitor
+        >>> with GPUMonitor(interval=0.5) as monitor:
+        ...     mark = monitor.mark("first request")
+        >>> frame = monitor.to_dataframe()
+        >>> frame.groupby("index").memory_used_bytes.max().to_dict()
+        {0: 3145728, 1: 3145728}
     """
 
     def __init__(
@@ -160,6 +160,14 @@ class GPUMonitor:
 
         Raises:
             SetupError: NVIDIA's nvidia-ml-py is missing.
+
+        Examples:
+            >>> from llamatelemetry import GPUMonitor
+            >>> monitor = GPUMonitor()
+            >>> monitor.start()
+            >>> monitor.running, len(monitor.gpus)
+            (True, 2)
+            >>> monitor.stop()
         """
         if self.running:
             return
@@ -178,6 +186,14 @@ class GPUMonitor:
         was stopped already. A driver or a subscriber that does not answer is waited for
         5 seconds; what comes later is not kept. A subscriber may call this: the last
         sample is then taken after it has returned, and it is told of that one too.
+
+        Examples:
+            >>> from llamatelemetry import GPUMonitor
+            >>> monitor = GPUMonitor()
+            >>> monitor.start()
+            >>> monitor.stop()
+            >>> monitor.running, len(monitor.latest())
+            (False, 2)
         """
         with self._lock:
             run = self._run
@@ -202,13 +218,28 @@ class GPUMonitor:
 
         Raises:
             SetupError: NVIDIA's nvidia-ml-py is missing.
+
+        Examples:
+            >>> from llamatelemetry import GPUMonitor
+            >>> for card in GPUMonitor().sample():
+            ...     print(card.index, card.memory_used_bytes, card.temperature_celsius)
+            0 3145728 38
+            1 3145728 38
         """
         samples = self._take()
         self._tell(samples)
         return samples
 
     def latest(self) -> tuple[GPUSample, ...]:
-        """Return the last sample of each card; () before the first."""
+        """Return the last sample of each card; () before the first.
+
+        Examples:
+            >>> from llamatelemetry import GPUMonitor
+            >>> with GPUMonitor() as monitor:
+            ...     pass
+            >>> [card.index for card in monitor.latest()]
+            [0, 1]
+        """
         return self._recording.latest
 
     def history(
@@ -223,6 +254,13 @@ class GPUMonitor:
         Raises:
             ConfigurationError: The seconds are negative, or no number; or the index is
                 none, or that of no card, as far as the cards are known.
+
+        Examples:
+            >>> from llamatelemetry import GPUMonitor
+            >>> monitor = GPUMonitor()
+            >>> taken = [monitor.sample(), monitor.sample()]
+            >>> len(monitor.history()), len(monitor.history(index=1))
+            (4, 2)
         """
         if index is not None:
             index = self._checked_index(index)
@@ -254,11 +292,22 @@ class GPUMonitor:
         monitor goes on; SystemExit and KeyboardInterrupt too, but out of `sample` these
         come to who called that.
 
+        Args:
+            callback: Called with a tuple of :class:`GPUSample`, one for each card.
+
         Returns:
             What ends it; harmless when called again.
 
         Raises:
             ConfigurationError: It is no function.
+
+        Examples:
+            >>> from llamatelemetry import GPUMonitor
+            >>> monitor = GPUMonitor()
+            >>> end = monitor.subscribe(lambda samples: print(len(samples), "cards"))
+            >>> taken = monitor.sample()
+            2 cards
+            >>> end()
         """
         if not callable(callback):
             raise ConfigurationError(
@@ -279,8 +328,18 @@ class GPUMonitor:
     def mark(self, text: str) -> Mark:
         """Note that something happens now; the last 1000 marks are kept.
 
+        Args:
+            text: What happens.
+
         Raises:
             ConfigurationError: It is no text.
+
+        Examples:
+            >>> from llamatelemetry import GPUMonitor
+            >>> monitor = GPUMonitor()
+            >>> mark = monitor.mark("model loaded")
+            >>> [mark.text for mark in monitor.marks]
+            ['model loaded']
         """
         if not isinstance(text, str):
             raise ConfigurationError(f"a mark is {text!r}, and must be a text")
@@ -300,6 +359,13 @@ class GPUMonitor:
         since the tick before, on the rows of all cards; a mark goes when the tick
         after it goes. ``throttle_reasons`` is one text, "none" where
         there is no reason.
+
+        Examples:
+            >>> from llamatelemetry import GPUMonitor
+            >>> monitor = GPUMonitor()
+            >>> taken = monitor.sample()
+            >>> [(row["index"], row["throttle_reasons"]) for row in monitor.rows()]
+            [(0, 'gpu_idle'), (1, 'gpu_idle')]
         """
         return self._recording.rows()
 
@@ -310,6 +376,13 @@ class GPUMonitor:
 
         Raises:
             SetupError: pandas is missing.
+
+        Examples:
+            >>> from llamatelemetry import GPUMonitor
+            >>> monitor = GPUMonitor()
+            >>> taken = monitor.sample()
+            >>> monitor.to_dataframe()[["index", "power_watts"]].values.tolist()
+            [[0.0, 9.5], [1.0, 9.5]]
         """
         frame = to_dataframe(self.rows(), COLUMNS)
         frame.attrs["marks"] = [
@@ -327,8 +400,19 @@ class GPUMonitor:
         The file is the old one or the new one at any time, never half of it. None is
         an empty field.
 
+        Args:
+            path: The file, which is replaced if it is there; None for none.
+
         Raises:
             OSError: It cannot be written.
+
+        Examples:
+            >>> from llamatelemetry import GPUMonitor
+            >>> monitor = GPUMonitor()
+            >>> taken = monitor.sample()
+            >>> monitor.to_csv().splitlines()[0][:28]
+            'index,time,memory_used_bytes'
+            >>> monitor.to_csv("cards.csv")
         """
         return _written(to_csv_text(self.rows(), COLUMNS), path)
 
@@ -342,8 +426,21 @@ class GPUMonitor:
         It has the lists ``gpus``, ``samples`` and ``marks``, with the fields of
         `GPUInfo`, `GPUSample` and `Mark`. The file is never half written.
 
+        Args:
+            path: The file, which is replaced if it is there; None for none.
+
         Raises:
             OSError: It cannot be written.
+
+        Examples:
+            >>> from llamatelemetry import GPUMonitor
+            >>> monitor = GPUMonitor()
+            >>> taken = monitor.sample()
+            >>> import json
+            >>> told = json.loads(monitor.to_json())
+            >>> told["gpus"][0]["name"], len(told["samples"])
+            ('Tesla T4', 2)
+            >>> monitor.to_json("cards.json")
         """
         return _written(self._recording.to_json(self._gpus), path)
 

@@ -37,6 +37,24 @@ class PoolClient(LlamaCppClient):
     another; a stream that has handed out chunks raises StreamError.
 
     Made by :class:`~llamatelemetry.pool.ServerPool`: ``pool.client``.
+
+    Args:
+        router: The pool's, which chooses a server for each request.
+        timeout: Seconds of silence after which a request fails; also how long it waits
+            for a server where none is ready.
+        total_timeout: Seconds a request may take in all; None for any time.
+        connect_timeout: Seconds to open a connection.
+        on_request: Called with the record of each request when it is over.
+
+    Raises:
+        ConfigurationError: An argument that cannot work.
+
+    Examples:
+        >>> from llamatelemetry import ServerConfig, ServerPool
+        >>> config = ServerConfig("model.gguf", port=0)
+        >>> with ServerPool(config, gpus=[[], []]) as pool:
+        ...     pool.client, len(pool.client.get_slots())
+        (PoolClient(2 servers), 2)
     """
 
     def __init__(
@@ -102,6 +120,9 @@ class PoolClient(LlamaCppClient):
         A server that is not running now, or is started again, gets them before it is
         sent anything. One that refuses them keeps what it had.
 
+        Args:
+            scales: The strength of each adapter by its number; 0 switches one off.
+
         Raises:
             ClientError: A server has refused them; a note says which, the first of
                 them. All others have been asked too.
@@ -119,6 +140,10 @@ class PoolClient(LlamaCppClient):
     def save_slot(self, slot_id: int, filename: str) -> SlotAction:
         """Raise: a slot belongs to one server.
 
+        Args:
+            slot_id: The slot's number.
+            filename: The file's name.
+
         Raises:
             NotSupportedError: Always; says how to ask one server.
         """
@@ -127,6 +152,10 @@ class PoolClient(LlamaCppClient):
     def restore_slot(self, slot_id: int, filename: str) -> SlotAction:
         """Raise: a slot belongs to one server.
 
+        Args:
+            slot_id: The slot's number.
+            filename: The file's name.
+
         Raises:
             NotSupportedError: Always; says how to ask one server.
         """
@@ -134,6 +163,9 @@ class PoolClient(LlamaCppClient):
 
     def erase_slot(self, slot_id: int) -> SlotAction:
         """Raise: a slot belongs to one server.
+
+        Args:
+            slot_id: The slot's number.
 
         Raises:
             NotSupportedError: Always; says how to ask one server.

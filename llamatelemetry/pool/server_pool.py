@@ -58,9 +58,13 @@ class ServerPool:
         ConfigurationError: A value cannot work, or a card is not there.
 
     Examples:
-        >>> config = ServerConfig("model.gguf", n_gpu_layers=99, flash_attn=True)
-        >>> with ServerPool(config, gpus=[[0], [1]]) as pool:  # doctest: +SKIP
-        ...     pool.client.chat_completion([{"role": "user", "content": "Hello!"}])
+        >>> from llamatelemetry import ServerConfig, ServerPool
+        >>> config = ServerConfig("model.gguf", port=0, n_gpu_layers=99)
+        >>> with ServerPool(config, gpus=[[0], [1]]) as pool:
+        ...     question = [{"role": "user", "content": "What is GGUF?"}]
+        ...     answer = pool.client.chat_completion(question, temperature=0)
+        >>> answer.choices[0].message.content[:21]
+        'GGUF is a file format'
     """
 
     def __init__(
@@ -105,7 +109,15 @@ class ServerPool:
 
     @cached_property
     def client(self) -> PoolClient:
-        """A client of all servers; from any number of threads."""
+        """A client of all servers; from any number of threads.
+
+        Examples:
+            >>> from llamatelemetry import ServerConfig, ServerPool
+            >>> config = ServerConfig("model.gguf", port=0)
+            >>> with ServerPool(config, gpus=[[], []]) as pool:
+            ...     pool.client.health()
+            {'status': 'ok'}
+        """
         return self.make_client()
 
     def make_client(
@@ -124,6 +136,16 @@ class ServerPool:
             total_timeout: Seconds a request may take in all; None for any time.
             connect_timeout: Seconds to open a connection.
             on_request: Called with the record of each request when it is over.
+
+        Raises:
+            ConfigurationError: An argument that cannot work.
+
+        Examples:
+            >>> from llamatelemetry import ServerConfig, ServerPool
+            >>> config = ServerConfig("model.gguf", port=0)
+            >>> with ServerPool(config, gpus=[[], []]) as pool:
+            ...     pool.make_client(timeout=120).health()
+            {'status': 'ok'}
         """
         return PoolClient(
             self._router,
@@ -150,6 +172,15 @@ class ServerPool:
             ServerNotRunningError: stop() was called meanwhile.
             ServerTimeoutError: They were not ready in the pool's timeout.
             LLCudaError: As ServerManager, of the first server that failed.
+
+        Examples:
+            >>> from llamatelemetry import ServerConfig, ServerPool
+            >>> config = ServerConfig("model.gguf", port=0)
+            >>> pool = ServerPool(config, gpus=[[], []])
+            >>> pool.start()
+            >>> pool.is_running(), pool.status().ready
+            (True, 2)
+            >>> pool.stop()
         """
         if self._placement is not None:
             self._placement.raise_if_none()
@@ -213,6 +244,15 @@ class ServerPool:
 
         May be called from any thread, also while another one waits in start(), which
         then raises ServerNotRunningError.
+
+        Examples:
+            >>> from llamatelemetry import ServerConfig, ServerPool
+            >>> config = ServerConfig("model.gguf", port=0)
+            >>> pool = ServerPool(config, gpus=[[], []])
+            >>> pool.start()
+            >>> pool.stop()
+            >>> pool
+            <ServerPool, 0 of 2 servers ready, model 'model'>
         """
         for member in self._router.members:
             member.end()
@@ -231,11 +271,29 @@ class ServerPool:
             raise
 
     def status(self) -> PoolStatus:
-        """Return what each server is doing; shows itself as a table."""
+        """Return what each server is doing; shows itself as a table.
+
+        Examples:
+            >>> from llamatelemetry import ServerConfig, ServerPool
+            >>> config = ServerConfig("model.gguf", port=0)
+            >>> with ServerPool(config, gpus=[[0], [1]]) as pool:
+            ...     [(one.server, one.state.value, one.slots) for one in pool.status()]
+            [(0, 'ready', 1), (1, 'ready', 1)]
+        """
         return PoolStatus(member.status() for member in self._router.members)
 
     def is_running(self) -> bool:
-        """Whether a server of the pool runs, or will be started again."""
+        """Whether a server of the pool runs, or will be started again.
+
+        Examples:
+            >>> from llamatelemetry import ServerConfig, ServerPool
+            >>> config = ServerConfig("model.gguf", port=0)
+            >>> with ServerPool(config, gpus=[[], []]) as pool:
+            ...     pool.is_running()
+            True
+            >>> pool.is_running()
+            False
+        """
         return any(
             member.manager.is_running() or member.is_kept
             for member in self._router.members
@@ -246,6 +304,14 @@ class ServerPool:
 
         Each line begins with the number of its server: ``[0] ...``. They are those of
         the last start of each; ``pool.servers[0].get_logs()`` is one alone.
+
+        Examples:
+            >>> from llamatelemetry import ServerConfig, ServerPool
+            >>> config = ServerConfig("model.gguf", port=0)
+            >>> with ServerPool(config, gpus=[[], []]) as pool:
+            ...     lines = pool.get_logs().splitlines()
+            >>> sorted({line[:3] for line in lines})
+            ['[0]', '[1]']
         """
         return "".join(
             f"[{number}] {line}\n"

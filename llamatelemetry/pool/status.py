@@ -15,7 +15,18 @@ _COLUMNS = ("server", "state", "cards", "url", "pid", "busy", "requests", "resta
 
 
 class PoolStatus(tuple[ServerStatus, ...]):  # noqa: SLOT001 - it has no attributes
-    """What each server of a pool is doing; a tuple that shows itself as a table."""
+    """What each server of a pool is doing; a tuple that shows itself as a table.
+
+    It holds one :class:`ServerStatus` for each server, in order.
+
+    Examples:
+        >>> from llamatelemetry import ServerConfig, ServerPool
+        >>> config = ServerConfig("model.gguf", port=0)
+        >>> with ServerPool(config, gpus=[[], []]) as pool:
+        ...     status = pool.status()
+        >>> status.ready, len(status), status[1].server
+        (2, 2, 1)
+    """
 
     @property
     def ready(self) -> int:
@@ -23,7 +34,15 @@ class PoolStatus(tuple[ServerStatus, ...]):  # noqa: SLOT001 - it has no attribu
         return sum(one.ready for one in self)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one dictionary per server, of plain values."""
+        """Return one dictionary per server, of plain values.
+
+        Examples:
+            >>> from llamatelemetry import ServerConfig, ServerPool
+            >>> config = ServerConfig("model.gguf", port=0)
+            >>> rows = ServerPool(config, gpus=[[], []]).status().rows()
+            >>> [(row["server"], row["state"]) for row in rows]
+            [(0, 'new'), (1, 'new')]
+        """
         return [
             {item.name: getattr(one, item.name) for item in fields(one)}
             | {"state": one.state.value, "error": one.error and str(one.error)}

@@ -102,6 +102,7 @@ class ServerConfig:
         ConfigurationError: A value cannot work.
 
     Examples:
+        >>> from llamatelemetry import ServerConfig
         >>> ServerConfig("model.gguf", n_gpu_layers=99, flash_attn=True).port
         8080
     """
@@ -181,6 +182,17 @@ class ServerConfig:
         """Return a copy with these fields changed, checked again.
 
         Notes are about the whole of a configuration, so they are dropped.
+
+        Args:
+            **changes: The fields to change, under their names.
+
+        Raises:
+            ConfigurationError: A field is unknown, or a value cannot work.
+
+        Example:
+            >>> from llamatelemetry import ServerConfig
+            >>> ServerConfig("model.gguf").replace(context_size=8192)
+            ServerConfig(model_path='model.gguf', context_size=8192)
         """
         _refuse_unknown(changes)
         return dataclasses.replace(self, **{"notes": (), **changes})
@@ -189,6 +201,11 @@ class ServerConfig:
         """Return today's llama-server arguments, shell-quoted.
 
         Without the program and without the API key, which is never in argv.
+
+        Example:
+            >>> from llamatelemetry import ServerConfig
+            >>> ServerConfig("model.gguf", n_gpu_layers=99).to_cli_args()
+            '--model model.gguf --alias model ... --n-gpu-layers 99 ...'
         """
         return shlex.join(build_arguments(self))
 
@@ -203,6 +220,9 @@ class ServerConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Make a configuration from :meth:`to_dict`'s result; takes a key too.
+
+        Args:
+            data: Fields and their values. Those left out have their defaults.
 
         Raises:
             ConfigurationError: A key is unknown, or a value cannot work.

@@ -117,7 +117,7 @@ def _import_xllamacpp() -> ModuleType:
     except ImportError as error:
         raise _BadArgumentError(
             f"error: the embedded engine needs xllamacpp ({error}): "
-            'pip install "llamatelemetry[cpu]"'
+            "pip install xllamacpp"
         ) from error
     module: ModuleType = xllamacpp
     return module

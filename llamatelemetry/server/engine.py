@@ -47,7 +47,7 @@ EMBEDDED = "embedded"
 """The name that asks for the embedded engine."""
 
 _EMBEDDED_MODULE = "llamatelemetry.server.embedded"
-_INSTALL_HINT = 'pip install "llamatelemetry[cpu]"'
+_INSTALL_HINT = "pip install xllamacpp"
 # A CUDA build opens the driver before it prints its help; on a cold Kaggle disk that
 # takes many seconds.
 _HELP_TIMEOUT_SECONDS = 60.0
@@ -63,6 +63,11 @@ class Engine:
         library_path: Folders its shared libraries are in, for LD_LIBRARY_PATH.
         python_path: Folders its Python modules are in, for PYTHONPATH.
         note: Why it is this one, in a sentence, where setup has chosen it.
+
+    Example:
+        >>> from llamatelemetry.server import Engine
+        >>> print(Engine(("/opt/llama", "serve"), source="argument"))
+        /opt/llama serve
     """
 
     command: tuple[str, ...]
@@ -106,6 +111,14 @@ def find_engine(engine: EngineLike | None = None) -> Engine:
 
     Raises:
         EngineNotFoundError: There is none, or the one named does not run.
+
+    Returns:
+        The engine, whose ``--help`` has been read.
+
+    Example:
+        >>> from llamatelemetry.server import find_engine
+        >>> print(find_engine("embedded"))
+        the embedded engine (xllamacpp)
     """
     if isinstance(engine, Engine):
         return engine

@@ -65,9 +65,14 @@ class ServerManager:
         environment: Environment variables for the server, over the inherited ones.
         progress: Called with each step of loading by ``with`` and :meth:`restart`.
 
+    Raises:
+        ConfigurationError: ``config`` is no ServerConfig.
+
     Examples:
+        >>> from llamatelemetry import ServerConfig, ServerManager
         >>> with ServerManager(ServerConfig("model.gguf", port=0)) as server:
         ...     print(server.get_url())
+        http://127.0.0.1:...
     """
 
     def __init__(
@@ -103,12 +108,24 @@ class ServerManager:
 
         It still has to load the model: see :meth:`wait_until_ready`.
 
+        Args:
+            config: What to start the server with; :meth:`restart` takes it again.
+
         Raises:
             ConfigurationError: A value cannot work with this engine or machine.
             ModelError: The model is missing, empty or not GGUF.
             PortInUseError: Something else listens on the port.
             EngineNotFoundError: No engine was found.
             ServerError: This manager's server is running already.
+
+        Example:
+            >>> from llamatelemetry import ServerConfig, ServerManager
+            >>> manager = ServerManager()
+            >>> manager.start_with_config(ServerConfig("model.gguf", port=0))
+            True
+            >>> manager.wait_until_ready()
+            True
+            >>> manager.stop()
         """
         if not isinstance(config, ServerConfig):
             raise ConfigurationError(
@@ -135,6 +152,13 @@ class ServerManager:
         Raises:
             ConfigurationError: An argument cannot be understood.
             LLCudaError: As :meth:`start_with_config`.
+
+        Example:
+            >>> from llamatelemetry import ServerManager
+            >>> manager = ServerManager()
+            >>> manager.start("-m model.gguf -c 512 --port 0")
+            True
+            >>> manager.stop()
         """
         config = parse_arguments(args)
         if api_key is not None:
@@ -208,6 +232,14 @@ class ServerManager:
 
         Raises:
             ServerNotRunningError: Nothing was started.
+
+        Example:
+            >>> from llamatelemetry import ServerManager
+            >>> manager = ServerManager()
+            >>> started = manager.start("-m model.gguf --port 0")
+            >>> manager.wait_until_ready(timeout=60)
+            True
+            >>> manager.stop()
         """
         if self._run is None:
             raise ServerNotRunningError(
@@ -276,7 +308,12 @@ class ServerManager:
     # ── look ─────────────────────────────────────────────────────────────────────
 
     def is_running(self) -> bool:
-        """Whether the server process runs, ready or still loading."""
+        """Whether the server process runs, ready or still loading.
+
+        Example:
+            >>> server.is_running()
+            True
+        """
         run = self._run
         return run is not None and self._is_alive(run)
 
@@ -293,13 +330,26 @@ class ServerManager:
         return self._error if self.state is ServerState.FAILED else None
 
     def raise_if_failed(self) -> None:
-        """Raise the error that says why the server ended by itself, if it did."""
+        """Raise the error that says why the server ended by itself, if it did.
+
+        Raises:
+            LLCudaError: Why it ended, as a ServerStartError or OutOfMemoryError, say.
+
+        Example:
+            >>> server.raise_if_failed()  # it runs, so nothing is raised
+        """
         error = self.error
         if error is not None:
             raise error
 
     def status(self) -> ServerStatus:
-        """Return what the server is doing, as a value."""
+        """Return what the server is doing, as a value.
+
+        Example:
+            >>> status = server.status()
+            >>> status.state.value, status.ready, status.slots
+            ('ready', True, 2)
+        """
         state, config = self.state, self.config or ServerConfig(None, port=0)
         return ServerStatus(
             server=0,
@@ -337,6 +387,10 @@ class ServerManager:
 
         Raises:
             ServerNotRunningError: Nothing was started and the port is not known yet.
+
+        Example:
+            >>> server.get_url()
+            'http://127.0.0.1:...'
         """
         config = self.config
         if config is None or config.port == 0:
@@ -349,6 +403,10 @@ class ServerManager:
         """Return the log of the last start, stdout and stderr together.
 
         The oldest lines are dropped beyond about 4 MiB. Works after the end too.
+
+        Example:
+            >>> "listening on http://127.0.0.1" in server.get_logs()
+            True
         """
         return self._run.log.text() if self._run is not None else ""
 
@@ -362,6 +420,12 @@ class ServerManager:
         Args:
             position: What an earlier call gave; None for the beginning. That of an
                 earlier start counts as the beginning too.
+
+        Example:
+            >>> position, lines = server.read_logs()
+            >>> position, new_lines = server.read_logs(position)
+            >>> len(lines) > len(new_lines)
+            True
         """
         return self._run.log.since(position) if self._run is not None else (None, [])
 
@@ -369,6 +433,12 @@ class ServerManager:
         """Yield the log's lines from the beginning, then each as it comes.
 
         Ends when the server ends.
+
+        Example:
+            >>> for line in server.follow_logs():
+            ...     print(line)
+            ...     break
+            0.00...
         """
         return self._run.log.follow() if self._run is not None else iter(())
 
@@ -379,6 +449,14 @@ class ServerManager:
 
         It is asked to end, asked again after 2 seconds, and killed a second later,
         with everything it started. Streams that are still open break.
+
+        Example:
+            >>> from llamatelemetry import ServerConfig, ServerManager
+            >>> manager = ServerManager(ServerConfig("model.gguf", port=0))
+            >>> manager.restart()
+            >>> manager.stop()
+            >>> manager.state.value
+            'stopped'
         """
         with self._lifecycle:
             run = self._run
@@ -406,6 +484,14 @@ class ServerManager:
         Raises:
             ServerTimeoutError: It was not ready in the manager's timeout.
             LLCudaError: As :meth:`start_with_config`, or why it ended.
+
+        Example:
+            >>> from llamatelemetry import ServerConfig, ServerManager
+            >>> with ServerManager(ServerConfig("model.gguf", port=0)) as manager:
+            ...     before = manager.get_url()
+            ...     manager.restart()
+            ...     print(manager.get_url() == before)
+            True
         """
         with self._lifecycle:
             requested = self._requested_config()

@@ -6,7 +6,21 @@ import enum
 
 
 class ServerState(enum.Enum):
-    """Where a server is in its life."""
+    """Where a server is in its life.
+
+    Attributes:
+        NEW: Nothing was started yet.
+        STARTING: The process runs and loads the model.
+        READY: It has answered that it takes requests.
+        STOPPING: ``stop()`` is at work.
+        STOPPED: It ended because ``stop()`` was called.
+        FAILED: It ended by itself; the manager's ``error`` says why.
+
+    Example:
+        >>> from llamatelemetry.server import ServerState
+        >>> server.state is ServerState.READY
+        True
+    """
 
     NEW = "new"  # nothing was started yet
     STARTING = "starting"  # the process runs and loads the model

@@ -26,6 +26,11 @@ class ServerStatus:
         requests: The pool's requests it was sent so far, or None likewise.
         restarts: How often the pool has started it again.
         error: Why it ended last or could not be started; None if all is well.
+
+    Example:
+        >>> status = server.status()
+        >>> status.ready, status.slots, status.error
+        (True, 2, None)
     """
 
     server: int

@@ -25,6 +25,12 @@ class StrayServer:
         command: Its program and arguments.
         owner: The process id of the Python process that had started it.
         started: Its start time in clock ticks since boot, which with the id names it.
+
+    Example:
+        >>> from llamatelemetry.server import find_strays
+        >>> for stray in find_strays():
+        ...     print(stray.pid, stray.command)
+        ...     stray.stop()
     """
 
     pid: int
@@ -45,6 +51,14 @@ def find_strays() -> list[StrayServer]:
     Every server dies with its owner by a signal of the kernel. A program that hides
     behind another one (a wrapper script, say) can escape that; it is found here by
     the mark that every server carries in its environment.
+
+    Returns:
+        One for each process, none where all is well.
+
+    Example:
+        >>> from llamatelemetry.server import find_strays
+        >>> server.pid in [stray.pid for stray in find_strays()]  # it is ours
+        False
     """
     strays = []
     for pid in process_ids():

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from llamatelemetry._demo import DEMO_MODEL
 from llamatelemetry._environment import detect_platform
 from llamatelemetry._progress import FileBar
 from llamatelemetry.exceptions import ConfigurationError
@@ -60,6 +61,8 @@ def place_file(source: Path, target: Path, bar: FileBar) -> None:
     real = source.resolve()
     size = real.stat().st_size
     try:
+        if real == DEMO_MODEL:  # not to be edited under a second name
+            raise OSError  # noqa: TRY301 - as from another file system
         os.link(real, target)
     except OSError:  # another file system
         with (

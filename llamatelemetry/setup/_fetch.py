@@ -50,6 +50,14 @@ class LocalModel(os.PathLike[str]):
             file of this machine that was named by its path is taken as it is.
         stands_for: The model of the catalog in whose place this demo model is, while
             ``LLAMATELEMETRY_DEMO`` is set; else None. Plans are then the other's.
+
+    Examples:
+        >>> from llamatelemetry import ServerConfig, ensure_model
+        >>> model = ensure_model("demo")
+        >>> model.name, model.size, len(model.files)
+        ('demo', 1917632, 1)
+        >>> ServerConfig(model, context_size=512).model_path == str(model.path)
+        True
     """
 
     path: Path

@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from llamatelemetry._demo import DEMO_MODEL, DEMO_THREADS
 from llamatelemetry._environment import Platform, Token, detect_platform
 from llamatelemetry._progress import Relay, Shown
 from llamatelemetry._units import format_file_size
@@ -45,17 +46,19 @@ USUAL_MOST_BYTES = 10 * 10**9
 class Prepared:
     """An engine and a model that are on this machine, verified.
 
-    Examples:
-        >>> prepared = prepare("qwen3-4b")  # doctest: +SKIP
-        >>> config = prepared.config(context_size=8192)  # doctest: +SKIP
-        >>> with ServerManager(config, engine=prepared.engine) as server:
-        ...     client = LlamaCppClient(server.get_url())  # doctest: +SKIP
-
     Attributes:
         engine: The engine; its ``note`` says why it is this one.
         model: The model; stands for its path.
         gpus: The cards of this machine.
         platform: Where this is.
+
+    Examples:
+        >>> from llamatelemetry import ServerManager, prepare
+        >>> prepared = prepare("qwen3-4b", progress=False)
+        >>> config = prepared.config(context_size=8192)
+        >>> with ServerManager(config, engine=prepared.engine) as server:
+        ...     server.is_running()
+        True
     """
 
     engine: Engine
@@ -71,15 +74,33 @@ class Prepared:
 
         Args:
             options: Other fields of :class:`ServerConfig`.
+
+        Raises:
+            ConfigurationError: A value cannot work.
+
+        Examples:
+            >>> from llamatelemetry import prepare
+            >>> config = prepare("qwen3-4b", progress=False).config(context_size=8192)
+            >>> config.n_gpu_layers, config.flash_attn, config.port
+            (99, True, 0)
         """
         from llamatelemetry.server.config import ServerConfig  # noqa: PLC0415
 
-        on_cards = {"n_gpu_layers": 99, "flash_attn": True} if self.gpus else {}
-        return ServerConfig(self.model, **{"port": 0, **on_cards, **options})
+        usual: dict[str, Any] = {"port": 0}
+        if self.gpus:
+            usual |= {"n_gpu_layers": 99, "flash_attn": True}
+        if self.model.path == DEMO_MODEL:
+            usual["threads"] = DEMO_THREADS
+        return ServerConfig(self.model, **{**usual, **options})
 
     @cached_property
     def plan(self) -> MemoryPlan:
-        """What a server needs with 8k of context and all layers on the cards."""
+        """What a server needs with 8k of context and all layers on the cards.
+
+        Raises:
+            GGUFError: The model's file is not one that a server loads.
+            ModelError: The file is gone.
+        """
         from llamatelemetry.setup._setup_plan import plan_with_all_layers  # noqa: PLC0415
 
         return plan_with_all_layers(str(self.model), self.gpus)
@@ -149,16 +170,21 @@ def prepare(
         dry_run: Return what would be fetched, and whether it fits; fetch nothing. Only
             the Hub's list of files and the model's header are read.
 
+    Returns:
+        Engine and model; with ``dry_run`` what would be fetched, a :class:`SetupPlan`.
+
     Raises:
         ConfigurationError: A name is none, or several capsules are attached.
         LLCudaError: See :func:`ensure_model`, :func:`ensure_engine` and
             :func:`open_capsule`.
 
     Examples:
-        >>> prepared = prepare("qwen3-4b")  # doctest: +SKIP
-        >>> server = ServerManager(  # doctest: +SKIP
-        ...     prepared.config(), engine=prepared.engine
-        ... )
+        >>> from llamatelemetry import prepare
+        >>> prepared = prepare("qwen3-4b", progress=False)
+        >>> prepared.model.path.suffix, len(prepared.gpus)
+        ('.gguf', 2)
+        >>> prepare("qwen3-4b", dry_run=True).ok
+        True
     """
     find_token = token_finder(token)
     del token  # no traceback shows it

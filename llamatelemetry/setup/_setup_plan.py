@@ -66,10 +66,18 @@ class SetupPlan:
     Attributes:
         items: What is needed.
         free: Bytes that are free in each folder that something would be put into.
-        memory: The memory a server with this model would need, or None if the model's
+        memory: The plan, in bytes, of a server with this model; None if the model's
             header could not be read.
         problems: What stands in the way, each in a sentence.
         cards: Whether there are any.
+
+    Examples:
+        >>> from llamatelemetry import prepare
+        >>> plan = prepare("model.gguf", dry_run=True)
+        >>> [item.kind for item in plan.items]
+        ['engine', 'model']
+        >>> plan.ok, plan.download_bytes, plan.fits_cards
+        (True, 0, True)
     """
 
     items: tuple[PlannedItem, ...]

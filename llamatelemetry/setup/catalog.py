@@ -35,6 +35,12 @@ class CatalogFile:
         bytes: Its size.
         sha256: The digest of its content in hex, or None if not known.
         revision: The commit at which all this was seen, or None for the main branch.
+
+    Examples:
+        >>> from llamatelemetry.setup.catalog import find_model
+        >>> file = find_model("qwen3-4b").files[0]
+        >>> file.path, file.bytes
+        ('Qwen3-4B-Q4_K_M.gguf', 2497280256)
     """
 
     path: str
@@ -69,6 +75,12 @@ class CatalogModel:
         runs_on_b7760: Whether llama.cpp of January 2026 runs it, by its merge dates.
         name_confirmed: Whether the file name was seen in a source.
         note: What else one should know.
+
+    Examples:
+        >>> from llamatelemetry.setup.catalog import find_model
+        >>> model = find_model("qwen3-14b")
+        >>> model.quantization, model.total_bytes, model.native_context
+        ('Q4_K_M', 9001752960, 40960)
     """
 
     id: str
@@ -116,7 +128,13 @@ class CatalogModel:
 
 @cache
 def catalog() -> tuple[CatalogModel, ...]:
-    """Return the models of the catalog, the smallest chat models first."""
+    """Return the models of the catalog, the smallest chat models first.
+
+    Examples:
+        >>> from llamatelemetry.setup.catalog import catalog
+        >>> [model.id for model in catalog() if "coder" in model.tasks][:2]
+        ['qwen2.5-coder-14b', 'qwen3.6-27b']
+    """
     place = Path(__file__).with_name("catalog.json")
     return tuple(map(_entry, json.loads(place.read_text(encoding="utf-8"))["models"]))
 
@@ -124,8 +142,16 @@ def catalog() -> tuple[CatalogModel, ...]:
 def find_model(name: str) -> CatalogModel:
     """Return the model of this name, in any case.
 
+    Args:
+        name: Its name in the catalog, "qwen3-4b".
+
     Raises:
         ConfigurationError: The catalog has none; names the nearest.
+
+    Examples:
+        >>> from llamatelemetry.setup.catalog import find_model
+        >>> find_model("Qwen3-4B")
+        <qwen3-4b: Q4_K_M, 2.5 GB, chat, one T4>
     """
     known = {model.id: model for model in catalog()}
     model = known.get(name.lower())
@@ -156,6 +182,13 @@ def find_entry(text: str) -> CatalogModel | None:
     Args:
         text: A name of the catalog in any case, or a reference to one of its files, to
             its quantization, or to its repository alone.
+
+    Examples:
+        >>> from llamatelemetry.setup.catalog import find_entry
+        >>> find_entry("Qwen/Qwen3-4B-GGUF:Q4_K_M").id
+        'qwen3-4b'
+        >>> find_entry("model.gguf") is None
+        True
     """
     named = next((model for model in catalog() if model.id == text.lower()), None)
     reference = parse_reference(text)

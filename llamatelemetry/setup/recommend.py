@@ -42,11 +42,18 @@ def recommend_model(
             those of this machine; without any, a model for its memory and CPU.
         task: "chat", "reasoning", "coder", "vision" or "embedding".
         context_size: Tokens of context it must have room for.
-        most_bytes: The most that may have to be downloaded; None for any number.
+        most_bytes: The most bytes that may have to be downloaded; None for any number.
 
     Raises:
-        ConfigurationError: There is no such task.
+        ConfigurationError: There is no such task, or the cards are none.
         ModelError: None fits.
+
+    Examples:
+        >>> from llamatelemetry.setup import recommend_model
+        >>> recommend_model("2x15")
+        <qwen3-32b: Q4_K_M, 19.8 GB, chat/reasoning, two T4s>
+        >>> recommend_model("15", "coder", most_bytes=10_000_000_000).id
+        'qwen2.5-coder-14b'
     """
     if task not in TASKS:
         raise ConfigurationError(
@@ -91,6 +98,15 @@ def may_fit(
         cache_type_k: The type of the cache's keys.
         cache_type_v: The type of its values.
         flash_attn: Whether flash attention is used.
+
+    Examples:
+        >>> from llamatelemetry.setup.catalog import find_model
+        >>> from llamatelemetry.setup.recommend import may_fit
+        >>> one_t4 = [15_829_303_296]
+        >>> may_fit(find_model("qwen3-14b"), one_t4, 8192)
+        True
+        >>> may_fit(find_model("qwen3-32b"), one_t4, 8192)
+        False
     """
     try:
         estimate = estimate_vram(

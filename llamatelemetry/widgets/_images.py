@@ -41,11 +41,6 @@ def image_part(
 ) -> dict[str, Any]:
     """Return an image as a part of a message's content.
 
-    ::
-
-        content = [{"type": "text", "text": "What is this?"}, image_part("cat.png")]
-        client.chat_completion([{"role": "user", "content": content}])
-
     Args:
         image: A file's path, its bytes, or a PIL image. Not an address: nothing is
             fetched. PNG, JPEG, GIF and BMP are sent as they are.
@@ -58,6 +53,14 @@ def image_part(
     Raises:
         ConfigurationError: There is no such file, it is no image, it is too large, or
             its format needs Pillow, which is missing.
+
+    Examples:
+        >>> from PIL import Image
+        >>> from llamatelemetry.widgets import image_part
+        >>> part = image_part(Image.new("RGB", (640, 480)), longest_side=320)
+        >>> part["image_url"]["url"][:22]
+        'data:image/png;base64,'
+        >>> content = [{"type": "text", "text": "What is this?"}, part]
     """
     if longest_side is not None and longest_side < 1:
         raise ConfigurationError(f"longest_side={longest_side} leaves no image; 1 up")

@@ -181,9 +181,9 @@ class Panel(ABC):
         button), which it takes as the wish to go on with the next cell.
 
         Args:
-            seconds: How long; None for as long as nothing ends it. A panel in mode
-                "text" is shown when they are over; for None at once, since nobody may
-                be there who could end it.
+            seconds: Seconds to run; None for as long as nothing ends it. A panel in
+                mode "text" is shown when they are over; for None at once, since nobody
+                may be there who could end it.
         """
         kernel = _toolkit.kernel()
         live = self._mode != "text"

@@ -188,8 +188,8 @@ def _path_of(model: str) -> Path | None:
         if path.is_file():  # its header is read by who asks
             return path
     local = local_model(model)
-    if local is not None:
-        return local.path
+    if local is not None:  # the plan is that of the model that it stands for
+        return local.path if local.stands_for is None else None
     search = look_for(read_wanted(model))
     if not search.complete:
         return None

@@ -45,14 +45,6 @@ _DEFAULT_URL = "http://127.0.0.1:8080"
 class ChatPanel(Panel):
     """A conversation with a model.
 
-    ::
-
-        panel = ChatPanel(client, system="Answer in one sentence.", temperature=0.2)
-        panel                       # in a notebook: as a cell's last line
-        panel.send("Why is the sky blue?")
-        panel.wait()
-        print(panel.transcript[-1].content)
-
     An answer comes in a thread of its own. Stop ends it at once; the panel then shows
     when the server's slot was seen idle. The conversation can be changed while nothing
     is being answered, by buttons and by methods alike.
@@ -68,6 +60,16 @@ class ChatPanel(Panel):
 
     Raises:
         ConfigurationError: This is no client, or there is no such option.
+
+    Examples:
+        >>> from llamatelemetry.widgets import ChatPanel
+        >>> panel = ChatPanel(client, system="You are helpful.", temperature=0)
+        >>> panel.send("What is GGUF?")
+        >>> panel.wait()
+        True
+        >>> panel.transcript[-1].content[:21]
+        'GGUF is a file format'
+        >>> panel.close()
     """
 
     def __init__(
@@ -198,7 +200,11 @@ class ChatPanel(Panel):
             self._show()
 
     def drop_oldest(self, count: int = 1) -> None:
-        """Forget the oldest questions with their answers, for room in the context."""
+        """Forget the oldest questions with their answers, for room in the context.
+
+        Args:
+            count: How many.
+        """
         with self._lock:
             self._history.drop_oldest(count)
             self._show()

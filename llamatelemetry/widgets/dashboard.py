@@ -25,17 +25,29 @@ _LOOK_SECONDS = 1.0
 class Dashboard(Panel):
     """The three panels of a session together: memory on top, chat and server below.
 
-    ::
-
-        session = launch("qwen3-4b")
-        session.dashboard()
-
     The parts are ``vram``, ``chat`` and ``server``, panels of their own. Closing the
     dashboard leaves the session running.
 
     Args:
         session: The session.
         mode: How it is shown; see :class:`~llamatelemetry.widgets._panel.Panel`.
+
+    Attributes:
+        vram: The panel with the memory of the cards, in GiB.
+        chat: The panel with the chat.
+        server: The panel with the server.
+
+    Raises:
+        ConfigurationError: There is no such mode.
+
+    Examples:
+        >>> from llamatelemetry import launch
+        >>> from llamatelemetry.widgets import Dashboard
+        >>> with launch("qwen3-4b", progress=False) as session:
+        ...     dashboard = Dashboard(session)
+        ...     dashboard.chat.messages
+        ...     dashboard.close()
+        []
     """
 
     def __init__(self, session: Session, *, mode: Mode | None = None) -> None:

@@ -44,10 +44,6 @@ _LOG_LINES = 10  # of the log, where the panel is text
 class ServerPanel(Panel):
     """A model and its options, their memory plan, and a server's Start and Stop.
 
-    ::
-
-        ServerPanel()           # in a notebook, as a cell's last line
-
     Everything that takes time happens in threads. Panels of one session show the same.
     Closing the panel leaves the server running.
 
@@ -58,6 +54,18 @@ class ServerPanel(Panel):
 
     Attributes:
         session: The session; None before there is one.
+
+    Raises:
+        ConfigurationError: There is no such mode.
+
+    Examples:
+        >>> from llamatelemetry import launch
+        >>> from llamatelemetry.widgets import ServerPanel
+        >>> with launch("qwen3-4b", progress=False) as session:
+        ...     panel = ServerPanel()
+        ...     panel.session is session
+        ...     panel.close()
+        True
     """
 
     def __init__(

@@ -46,10 +46,6 @@ _NOT_RUNNING = "The monitor does not run, so nothing new is seen."
 class VRAMPanel(Panel):
     """How full each card is, over time and now, in front of what the plan expects.
 
-    ::
-
-        VRAMPanel(session.monitor, session.plan)
-
     A chart for each card, with the plan's parts as bands, the limit, and the monitor's
     marks; below it what the cards say now. The bands begin at what was used when the
     plan was made, if it was told what was free, else at 0. A line shows the highest of
@@ -68,6 +64,15 @@ class VRAMPanel(Panel):
 
     Raises:
         ConfigurationError: A value cannot work.
+
+    Examples:
+        >>> from llamatelemetry import GPUMonitor, plan_memory
+        >>> from llamatelemetry.widgets import VRAMPanel
+        >>> with GPUMonitor() as monitor:
+        ...     panel = VRAMPanel(monitor, plan_memory("qwen3-14b", gpus="2x15"))
+        ...     "4.5 GiB" in str(panel)
+        ...     panel.close()
+        True
     """
 
     def __init__(

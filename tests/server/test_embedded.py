@@ -371,7 +371,7 @@ def test_without_its_library_it_says_so(embedded: Engine, tmp_path: Path) -> Non
 
     assert done.returncode == 1
     assert "(no such library)" in done.stderr
-    assert 'pip install "llamatelemetry[cpu]"' in done.stderr
+    assert "pip install xllamacpp" in done.stderr
 
 
 def embedded_root() -> Path:

@@ -102,7 +102,7 @@ def test_nothing_found_says_what_was_looked_for(empty_path: Path) -> None:
     with pytest.raises(EngineNotFoundError) as caught:
         find_engine()
 
-    for words in ("LLAMATELEMETRY_SERVER", "PATH", 'pip install "llamatelemetry[cpu]"'):
+    for words in ("LLAMATELEMETRY_SERVER", "PATH", "pip install xllamacpp"):
         assert words in str(caught.value)
 
 
