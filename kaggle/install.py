@@ -21,7 +21,7 @@ def install_llamatelemetry() -> None:
     # Not deeper than five folders: a competition may have a million files there.
     deep = ["*/" * depth + "llamatelemetry-*.whl" for depth in range(6)]
     wheels = {wheel for path in deep for wheel in Path("/kaggle/input").glob(path)}
-    command = [sys.executable, "-m", "pip", "install", "--quiet"]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-color"]
     if wheels:
         newest = max(wheels, key=lambda wheel: Version(wheel.name.split("-")[1]))
         source = str(newest)
@@ -32,15 +32,27 @@ def install_llamatelemetry() -> None:
         source = RELEASE
         command += [f"llamatelemetry[cpu] @ {RELEASE}"]
     else:
+        kaggle = Path("/kaggle").is_dir()
         raise RuntimeError(
-            "llamatelemetry is not published yet, and no wheel of it is attached: "
-            "add a dataset with one to this notebook (docs/KAGGLE_GUIDE.md says how)"
+            "llamatelemetry is not published yet, and "
+            + (
+                "no wheel of it is attached: add a dataset with one to this notebook "
+                "(the Kaggle guide of its documentation says how)"
+                if kaggle
+                else "is not in this kernel's environment: in a clone of its "
+                'repository run pip install ".[cpu]", and restart the kernel'
+            )
         )
+    print(f"installing llamatelemetry from {source} ...")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"pip could not install {source}\n{done.stderr[-2000:]}")
+        raise RuntimeError(
+            f"pip could not install {source}; is the internet on "
+            "(Settings → Internet)? Without it attach a capsule: it has the wheels.\n"
+            + done.stderr[-2000:]
+        )
     importlib.invalidate_caches()
-    print(f"installed llamatelemetry from {source}")
+    print("installed")
 
 
 install_llamatelemetry()

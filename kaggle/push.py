@@ -157,7 +157,7 @@ def push(command: list[str]) -> bool:
     """
     program = shutil.which(command[0])
     if program is None:
-        raise SystemExit("Kaggle's program is missing: pip install kaggle")
+        raise SystemExit("Kaggle's program is missing: pip install kaggle six")
     done = subprocess.run(
         [program, *command[1:]],
         stdout=subprocess.PIPE,

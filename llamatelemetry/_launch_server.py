@@ -121,7 +121,8 @@ class Plans:
         if context is None:
             made_for = most_steps(self._base) * CELL_STEP
             usual = DEFAULT_CONTEXT
-            if is_demo_file(model) and model.stands_for is None:
+            alone = model.stands_for is None or not _is_on_cards(self._cards)
+            if is_demo_file(model) and alone:
                 usual = DEMO_CONTEXT_SIZE
             context = min(usual, made_for)
         return decide_placement(
@@ -156,7 +157,9 @@ class Plans:
         elif not _is_on_cards(self._cards):
             defaults["threads"] = usable_cpus()
         config = options.base_config(**defaults)
-        plan = plan_memory(model, config, (), build=_build_of(self._found.engine))
+        # On the CPU it is the demo model that must fit, whatever it stands for.
+        named = model if _is_on_cards(self._cards) else str(model)
+        plan = plan_memory(named, config, (), build=_build_of(self._found.engine))
         asked = {"embeddings", "rerank"} & set(options.config)
         if not plan.generates and not asked:
             # An encoder does nothing else, and takes no input longer than this.

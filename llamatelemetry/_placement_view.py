@@ -22,8 +22,9 @@ __all__ = [
 _HEAD = ("server", "device", "layers", "slots", "context", "expected", "free")
 _WORDS = 2  # columns of words, from the first
 _TENSOR = (
-    "split_mode='tensor' was asked for: it crashed on T4s (llama.cpp issue 21876) and "
-    "drifts from the ratio asked for (28506); its memory is estimated as that of layers"
+    "split_mode='tensor' was asked for: it is reported to have crashed on T4s "
+    "(llama.cpp issue 21876) and to drift from the ratio asked for (28506); its memory "
+    "is estimated as that of layers"
 )
 
 

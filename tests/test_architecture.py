@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tokenize
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ FLOORS = {
     "_deadline": 0,
     "_files": 0,
     "_demo": 0,
+    "_lazy": 0,
     "_connection": 1,
     "_exchange": 0,
     "_http": 1,
@@ -463,6 +465,19 @@ def test_the_shop_window_is_small_and_complete() -> None:
         assert name in dir(llamatelemetry)
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = llamatelemetry.no_such_name  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("room", ["api", "gguf", "gpu", "server", "setup", "widgets"])
+def test_a_room_has_the_names_that_it_lists(room: str) -> None:
+    """Its lazy names can be had, `dir()` is its list, and others are refused."""
+    module = import_module(f"llamatelemetry.{room}")
+
+    assert dir(module) == sorted(module.__all__)
+    for name in module.__all__:
+        assert getattr(module, name) is vars(module)[name]
+    refused = f"^module 'llamatelemetry.{room}' has no attribute 'no_such_name'$"
+    with pytest.raises(AttributeError, match=refused):
+        _ = module.no_such_name
 
 
 def test_every_test_says_what_it_proves() -> None:

@@ -16,10 +16,17 @@ from llamatelemetry import (
     plan_placement,
     prepare,
 )
-from llamatelemetry._demo import DEMO_MODEL, DEMO_QUESTIONS, is_demo_mode
+from llamatelemetry._demo import (
+    DEMO_MODEL,
+    DEMO_QUESTIONS,
+    DEMO_THREADS,
+    is_demo_mode,
+)
+from llamatelemetry.api import kaggle_t4_dual_config
 from llamatelemetry.exceptions import ConfigurationError, SetupWarning
 from llamatelemetry.server.engine import find_engine
-from llamatelemetry.setup import SetupPlan
+from llamatelemetry.setup import SetupPlan, pack
+from llamatelemetry.widgets._plan_preview import Headers
 
 QUESTION = [{"role": "user", "content": DEMO_QUESTIONS[0]}]
 
@@ -171,3 +178,51 @@ def test_a_placement_of_a_prepared_model_runs(driver: StandInDriver) -> None:
 
     assert placement.kind == "replicas"
     assert [str(DEMO_MODEL)] * 2 == [one.model_path for one in placement.configs]
+
+
+def test_a_capsule_of_a_named_model_is_packed_without_a_connection(
+    tmp_path: Path,
+) -> None:
+    """pack() takes the demo model and the embedded engine, and says so."""
+    with pytest.warns(SetupWarning, match="no wheels but those that are named"):
+        capsule = pack(tmp_path / "capsule", model="qwen3-4b", progress=False)
+    prepared = prepare(capsule=capsule.folder)
+
+    packed = prepared.model.path
+    assert packed.read_bytes() == DEMO_MODEL.read_bytes()
+    assert prepared.engine.source == "embedded"
+
+
+def test_the_packages_own_model_gets_no_second_name(tmp_path: Path) -> None:
+    """A capsule's file may be edited without changing the model in the package."""
+    before = DEMO_MODEL.stat().st_nlink
+    with pytest.warns(SetupWarning):
+        pack(tmp_path / "capsule", model="qwen3-4b", progress=False)
+
+    assert DEMO_MODEL.stat().st_nlink == before
+
+
+def test_the_demo_model_runs_on_one_thread() -> None:
+    """A prepared configuration of the demo model has the threads that suit it."""
+    config = prepare("demo", progress=False).config()
+
+    assert config.threads == DEMO_THREADS
+    assert prepare("demo", progress=False).config(threads=3).threads == 3
+
+
+def test_the_server_panel_plans_the_named_model(driver: StandInDriver) -> None:
+    """What is drawn before Start is the plan of the model that was chosen."""
+    driver.describe(t4(0), t4(1))
+    header = Headers().get("qwen3-32b", ask_hub=False)
+
+    assert header.metadata["general.architecture"] == "qwen3"
+
+
+def test_the_configuration_for_two_t4s_is_the_named_models() -> None:
+    """kaggle_t4_dual_config() plans the model that a demo model stands in for."""
+    with pytest.warns(SetupWarning):
+        model = ensure_model("qwen3-32b")
+
+    notes = " ".join(kaggle_t4_dual_config(model).notes)
+
+    assert "33 layers, 10." in notes

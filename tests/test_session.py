@@ -18,24 +18,28 @@ from typing import Any
 import pytest
 from client_tools import MESSAGES
 from manager_tools import STAND_IN, wait_for
-from nvml_tools import StandInDriver, t4
+from nvml_tools import MIB, StandInDriver, t4
 from shapes import read_shapes, write_shape
 from stand_in_hub import StandInHub
 
 from llamatelemetry import _environment
+from llamatelemetry._launch_server import Plans
 from llamatelemetry._launch_steps import Steps
 from llamatelemetry.api.client import LlamaCppClient
 from llamatelemetry.exceptions import (
     ConfigurationError,
     ConnectionFailedError,
+    EngineNotFoundError,
     LLCudaError,
     ModelError,
     OutOfMemoryError,
     PortInUseError,
     ServerError,
     ServerNotRunningError,
+    SetupError,
     SetupWarning,
 )
+from llamatelemetry.gguf import read_header
 from llamatelemetry.gpu import detect_gpus
 from llamatelemetry.placement import decide_placement
 from llamatelemetry.pool import PoolClient, ServerPool
@@ -48,6 +52,7 @@ from llamatelemetry.server import (
     find_strays,
 )
 from llamatelemetry.session import Session, current_session, launch
+from llamatelemetry.setup import pack
 
 RUN_CELLS = Path(__file__).parent / "tools" / "run_cells.py"
 QUESTION = [{"role": "user", "content": "What is GGUF?"}]
@@ -683,6 +688,43 @@ def test_without_a_card_the_demo_model_runs_and_clicks_are_named(
     assert again is session
 
 
+def test_with_no_card_to_use_the_demo_model_runs_and_says_why(
+    driver: StandInDriver, embedded: Engine
+) -> None:
+    """Beside two T4s, ``gpus=[]`` alone is the CPU: nothing is fetched for cards."""
+    driver.describe(t4(0), t4(1))
+    seen: list[Steps] = []
+    session = launch(gpus=[], engine=embedded, progress=seen.append)
+
+    assert session.model.name == "demo"
+    assert session.plan.gpus == ((),)
+    assert "no card is to be used" in seen[-1][1].text
+
+
+def test_without_an_engine_it_says_why_it_was_the_demo_model(
+    driver: StandInDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of the engine does not hide that no card was to be used."""
+    driver.describe(t4(0), t4(1))
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    with pytest.raises(EngineNotFoundError) as caught:
+        launch(gpus=[], engine="embedded", progress=False)
+    assert "no card is to be used" in caught.value.__notes__
+
+
+def test_a_capsule_is_launched_by_its_folder(demo_model: Path, tmp_path: Path) -> None:
+    """Engine and model are the capsule's; nothing else is named."""
+    made = pack(
+        tmp_path / "capsule", "demo", engine="embedded", wheels=[], progress=False
+    )
+    session = launch(made.folder, progress=False)
+
+    assert made.folder in session.model.path.parents
+    assert session.model.path.read_bytes() == demo_model.read_bytes()
+    assert session.engine.embedded
+    assert session.client.chat_completion(QUESTION).choices
+
+
 def test_on_the_cpu_a_model_too_large_names_the_clicks(
     embedded: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -862,6 +904,20 @@ def test_a_large_model_is_split_over_both(
     assert session.server.is_running()  # the cards could never hold it
 
 
+def test_what_a_running_server_holds_is_no_reason_to_refuse(
+    driver: StandInDriver, demo_model: Path
+) -> None:
+    """Before it is stopped all memory of the cards counts; afterwards what is free."""
+    driver.describe(t4(0))
+    session = launch(demo_model, engine=stand_in(), progress=False)
+    driver.describe(t4(0, free=MIB))
+    plans = Plans(session.options, session._found)
+
+    plans.check()
+    with pytest.raises(OutOfMemoryError):
+        plans.decide()
+
+
 def test_an_engine_that_sees_no_card_runs_on_the_cpu(
     driver: StandInDriver, demo_model: Path
 ) -> None:
@@ -889,6 +945,16 @@ def test_a_placement_is_run_as_it_is(embedded: Engine, demo_model: Path) -> None
     session.relaunch(context_size=512, progress=False)
     assert session.model.path == demo_model
     assert session.plan.plans[0].slot_context == 512
+
+
+def test_a_placement_without_a_file_is_refused(
+    embedded: Engine, demo_model: Path
+) -> None:
+    """One that was planned from a header alone names no model that could run."""
+    placement = decide_placement(read_header(demo_model.read_bytes()), [], 256)
+    with pytest.raises(SetupError, match="names no model file") as caught:
+        launch(placement, engine=embedded, progress=False)
+    assert any("model" in note for note in caught.value.__notes__)
 
 
 def test_a_placement_for_other_cards_is_refused(

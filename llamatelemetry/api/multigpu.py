@@ -115,7 +115,7 @@ def plan_placement(
             plan has, if that is more than 1; else 1 for latency, and for throughput
             the most of 8, 4, 2 and 1 slots per server that fit.
         split_mode: "layer", or "tensor", where each layer is split: not by itself,
-            because it crashed on T4s (https://github.com/ggml-org/llama.cpp/issues/
+            because it is reported to have crashed on T4s (https://github.com/ggml-org/llama.cpp/issues/
             21876) and drifts from the ratio asked for
             (https://github.com/ggml-org/llama.cpp/issues/28506). It exists to answer
             sooner, so for latency it is then preferred to one card. Its memory is

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from llamatelemetry._lazy import lazy
 
 if TYPE_CHECKING:
     from llamatelemetry.gguf.memory import GPUMemory, MemoryPlan, plan_memory
@@ -19,23 +20,14 @@ __all__ = [
     "read_header",
 ]
 
-_HOMES = {
-    "GGUFHeader": "reader",
-    "GGUFParser": "parser",
-    "GPUMemory": "memory",
-    "MemoryPlan": "memory",
-    "plan_memory": "memory",
-    "read_header": "reader",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "GGUFHeader": "reader",
+        "GGUFParser": "parser",
+        "GPUMemory": "memory",
+        "MemoryPlan": "memory",
+        "plan_memory": "memory",
+        "read_header": "reader",
+    },
+)

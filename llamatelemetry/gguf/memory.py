@@ -148,7 +148,7 @@ class MemoryPlan:
         Examples:
             >>> from llamatelemetry.gguf import plan_memory
             >>> plan_memory("qwen3-32b", gpus="2x15").max_context()
-            33024
+            32512
         """
         return self._largest
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from llamatelemetry._lazy import lazy
 from llamatelemetry.gpu.inventory import (
     ComputeCapability,
     GPUInfo,
@@ -27,20 +27,11 @@ __all__ = [
 ]
 
 # Lazy, so that who only counts cards loads no monitor.
-_HOMES = {
-    "GPUMonitor": "monitor",
-    "GPUSample": "_samples",
-    "Mark": "_samples",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "GPUMonitor": "monitor",
+        "GPUSample": "_samples",
+        "Mark": "_samples",
+    },
+)

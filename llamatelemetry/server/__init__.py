@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from llamatelemetry._lazy import lazy
 
 if TYPE_CHECKING:
     from llamatelemetry.server.config import ServerConfig
@@ -25,25 +26,16 @@ __all__ = [
 ]
 
 # Lazy, so that `python -m llamatelemetry.server.embedded` loads none of it.
-_HOMES = {
-    "Engine": "engine",
-    "ServerConfig": "config",
-    "ServerManager": "manager",
-    "ServerState": "state",
-    "ServerStatus": "status",
-    "StrayServer": "strays",
-    "find_engine": "engine",
-    "find_strays": "strays",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "Engine": "engine",
+        "ServerConfig": "config",
+        "ServerManager": "manager",
+        "ServerState": "state",
+        "ServerStatus": "status",
+        "StrayServer": "strays",
+        "find_engine": "engine",
+        "find_strays": "strays",
+    },
+)

@@ -70,7 +70,8 @@ def check_files(config: ServerConfig) -> None:
     """
     if config.model_path is None:
         raise ConfigurationError(
-            "no model: set model_path, as in config.replace(model_path='model.gguf')"
+            "no model: set model_path, as in config.replace(model_path='model.gguf'); "
+            "for a placement, plan that of prepare(name).model"
         )
     _check_gguf(Path(config.model_path))
     for name, path in (

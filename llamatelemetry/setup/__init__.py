@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from llamatelemetry._lazy import lazy
 
 if TYPE_CHECKING:
     from llamatelemetry.setup._fetch import LocalModel
@@ -27,27 +28,18 @@ __all__ = [
     "recommend_model",
 ]
 
-_HOMES = {
-    "Capsule": "capsule",
-    "LocalModel": "_fetch",
-    "Prepared": "_prepare",
-    "SetupPlan": "_setup_plan",
-    "ensure_engine": "engines",
-    "ensure_model": "models",
-    "open_capsule": "capsule",
-    "pack": "capsule",
-    "prepare": "_prepare",
-    "recommend_model": "recommend",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "Capsule": "capsule",
+        "LocalModel": "_fetch",
+        "Prepared": "_prepare",
+        "SetupPlan": "_setup_plan",
+        "ensure_engine": "engines",
+        "ensure_model": "models",
+        "open_capsule": "capsule",
+        "pack": "capsule",
+        "prepare": "_prepare",
+        "recommend_model": "recommend",
+    },
+)

@@ -143,7 +143,7 @@ def pack(
         raise ConfigurationError(f"{place} is not empty; name a new folder")
     check_wheels(wheels)
     found = get_model(model, ModelFetch(find_token=find_token, shown=progress))
-    if is_demo_mode():
+    if is_demo_mode() and (engine is None or wheels is None):
         wheels = [] if wheels is None else wheels
         warn([_DEMO_NOTICE])
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -130,8 +130,8 @@ def model_notice(model: LocalModel) -> str | None:
     if model.stands_for is not None:
         return (
             f"{DEMO_VARIABLE} is set: the demo model stands in for {model.stands_for}, "
-            "on the embedded engine; plans are those of the model itself, whose "
-            "context is longer"
+            "on the embedded engine; the figures of memory and context are those of "
+            f"{model.stands_for}, the demo model's context is shorter"
         )
     if model.verified:
         return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from llamatelemetry._lazy import lazy
 
 if TYPE_CHECKING:
     from llamatelemetry.widgets._images import image_part
@@ -14,22 +15,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ChatPanel", "Dashboard", "ServerPanel", "VRAMPanel", "image_part"]
 
-_HOMES = {
-    "ChatPanel": "chat_panel",
-    "Dashboard": "dashboard",
-    "ServerPanel": "server_panel",
-    "VRAMPanel": "vram_panel",
-    "image_part": "_images",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "ChatPanel": "chat_panel",
+        "Dashboard": "dashboard",
+        "ServerPanel": "server_panel",
+        "VRAMPanel": "vram_panel",
+        "image_part": "_images",
+    },
+)

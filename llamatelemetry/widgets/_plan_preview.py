@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from llamatelemetry._demo import DEMO_MODEL
+from llamatelemetry._demo import DEMO_MODEL, is_demo_mode
 from llamatelemetry._units import GIB, format_memory
 from llamatelemetry.exceptions import DownloadError, LLCudaError, OfflineError
 from llamatelemetry.gguf import _plan_view
@@ -165,7 +165,8 @@ class Headers:
         key = (model if path is None else str(path), _stamp(path))
         with self._lock:
             kept = self._kept.get(key)
-        if kept is None and path is None and not ask_hub:
+        asked = ask_hub or is_demo_mode()  # in which headers come with the package
+        if kept is None and path is None and not asked:
             raise OfflineError("the model is not on this machine yet.")
         if kept is None:
             kept = read_header(model if path is None else path)

@@ -70,7 +70,7 @@ class VRAMPanel(Panel):
         >>> from llamatelemetry.widgets import VRAMPanel
         >>> with GPUMonitor() as monitor:
         ...     panel = VRAMPanel(monitor, plan_memory("qwen3-14b", gpus="2x15"))
-        ...     "4.5 GiB" in str(panel)
+        ...     "4.6 GiB" in str(panel)
         ...     panel.close()
         True
     """

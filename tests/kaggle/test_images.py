@@ -196,7 +196,7 @@ def run(
             check=False,
             timeout=200,
         )
-        if done.stderr.startswith(("unshare:", "mount:")):
+        if done.stderr.startswith("unshare:"):
             missing_part("the right to make namespaces", "run as root")
         assert done.returncode == 0, done.stderr[-3000:]
         found: dict[str, Any] = json.loads(done.stdout)
@@ -224,7 +224,7 @@ def check(found: dict[str, Any], image: Image, title: str) -> None:
     """See that the notebook ran there, and what the install did."""
     cells = found["cells"]
     assert errors(cells) == []
-    assert printed(cells[1]).startswith("installed llamatelemetry from ")
+    assert printed(cells[1]).startswith("installing llamatelemetry from ")
     pinned = PINNED[image.name]
     versions = [pinned[name] for name in ("ipywidgets", "numpy", "huggingface_hub")]
     said = " ".join(["ran on", title, "with 6.17.1", *versions])
@@ -248,9 +248,8 @@ def test_notebook_01_runs_on_kaggle(
     found = run(KAGGLE_KERNEL_RUN_TYPE=mode)
 
     check(found, image, f"Kaggle ({mode.lower()})")
-    assert printed(found["cells"][1]).endswith(
-        f"/kaggle/input/wheels/{image.wheel.name}\n"
-    )
+    told = printed(found["cells"][1])
+    assert f"/kaggle/input/wheels/{image.wheel.name} ...\ninstalled\n" in told
     world = printed(found["cells"][-1])
     assert "input False" in world  # read-only
     assert f"working True {20 * 2**20}" in world

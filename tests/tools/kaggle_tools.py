@@ -176,7 +176,7 @@ for path in "$folders"/*; do
   mkdir -p "$world$name"
   mount --bind "$path" "$world$name"
 done
-if [ -d "$world/kaggle" ]; then
+if [ -d "$folders/kaggle" ]; then
   mount --bind "$folders/kaggle/input" "$world/kaggle/input"
   mount -o remount,bind,ro "$world/kaggle/input"
   mount -t tmpfs -o size=20m output "$world/kaggle/working"

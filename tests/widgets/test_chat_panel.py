@@ -48,6 +48,17 @@ def make() -> Iterator[Make]:
         panel.close()
 
 
+@pytest.fixture
+def slow_client(engine: Engine, tmp_path: Path) -> Iterator[LlamaCppClient]:
+    """A client of a model large enough to be caught at work, in two slots."""
+    model = write_tiny_model(
+        tmp_path / "m.gguf", layers=6, width=512, context_length=8192
+    )
+    config = ServerConfig(model, port=0, context_size=8192, parallel=2, threads=1)
+    with ServerManager(config, engine=engine, timeout=60) as server:
+        yield LlamaCppClient(server.get_url())
+
+
 def button(panel: ChatPanel, text: str) -> Any:
     """Return the button that says this now."""
     return find(panel.widget, "Button", text)
@@ -176,51 +187,40 @@ def test_the_second_click_of_a_double_click_is_no_stop(
 
 
 def test_a_stop_on_a_real_engine_is_proven_by_its_slot(
-    engine: Engine, tmp_path: Path, page: Recorder, make: Make
+    slow_client: LlamaCppClient, page: Recorder, make: Make
 ) -> None:
     """The panel says "stopping", and when the slot was seen idle; two panels differ."""
-    model = write_tiny_model(
-        tmp_path / "m.gguf", layers=6, width=512, context_length=8192
-    )
-    config = ServerConfig(model, port=0, context_size=8192, parallel=2, threads=1)
     endless = {"extra_body": {"ignore_eos": True}}
-    with ServerManager(config, engine=engine, timeout=60) as server:
-        client = LlamaCppClient(server.get_url())
-        panel, other = make(client, **endless), make(client, **endless)
-        ask(panel, "Hello!")
-        ask(other, "Hello!")
-        wait_for(lambda: is_answering(panel) and is_answering(other), 30)
-        panel._sent_at = 0.0
-        click(button(panel, "Stop"))
-        assert panel.wait(30)
-        assert sum(slot["is_processing"] for slot in client.get_slots()) == 1
-        settle(panel, 1)
-        assert "slot idle after" in shown(panel)
-        assert other.is_answering
-        other.close()
-        wait_for(
-            lambda: not any(slot["is_processing"] for slot in client.get_slots()), 30
-        )
+    panel, other = make(slow_client, **endless), make(slow_client, **endless)
+    ask(panel, "Hello!")
+    ask(other, "Hello!")
+    wait_for(lambda: is_answering(panel) and is_answering(other), 30)
+    panel._sent_at = 0.0
+    click(button(panel, "Stop"))
+    assert panel.wait(30)
+    assert sum(slot["is_processing"] for slot in slow_client.get_slots()) == 1
+    settle(panel, 1)
+    assert "slot idle after" in shown(panel)
+    assert other.is_answering
+    other.close()
+    wait_for(
+        lambda: not any(slot["is_processing"] for slot in slow_client.get_slots()), 30
+    )
 
 
 def test_the_next_question_need_not_wait_for_the_slot(
-    engine: Engine, tmp_path: Path, page: Recorder, make: Make
+    slow_client: LlamaCppClient, page: Recorder, make: Make
 ) -> None:
     """Stopped while the prompt is read, the panel goes on, and tells it later."""
-    model = write_tiny_model(
-        tmp_path / "m.gguf", layers=6, width=512, context_length=8192
-    )
-    config = ServerConfig(model, port=0, context_size=8192, parallel=2, threads=1)
-    with ServerManager(config, engine=engine, timeout=60) as server:
-        panel = make(LlamaCppClient(server.get_url()), max_tokens=3)
-        ask(panel, "hello the hell in there " * 120)
-        wait_for(lambda: "Reading the prompt" in shown(panel), 30)
-        panel.stop()
-        assert "Stopping" in shown(panel)
-        ask(panel, "Hello!")
-        settle(panel, 2)
-        wait_for(lambda: "slot idle after" in blocks(panel)[0].value, 30)
-        assert panel.messages[0]["content"] == "Hello!"
+    panel = make(slow_client, max_tokens=3)
+    ask(panel, "hello the hell in there " * 120)
+    wait_for(lambda: "Reading the prompt" in shown(panel), 30)
+    panel.stop()
+    assert "Stopping" in shown(panel)
+    ask(panel, "Hello!")
+    settle(panel, 2)
+    wait_for(lambda: "slot idle after" in blocks(panel)[0].value, 30)
+    assert panel.messages[0]["content"] == "Hello!"
 
 
 def test_only_one_answer_at_a_time(stand_in: StandIn, make: Make) -> None:
@@ -826,33 +826,28 @@ def test_turns_are_values() -> None:
 
 
 def test_what_was_dropped_is_not_asked_about_any_more(
-    engine: Engine, tmp_path: Path, make: Make
+    slow_client: LlamaCppClient, make: Make
 ) -> None:
     """A stopped answer that is asked again, dropped or forgotten ends its thread."""
-    model = write_tiny_model(
-        tmp_path / "m.gguf", layers=6, width=512, context_length=8192
-    )
-    config = ServerConfig(model, port=0, context_size=8192, parallel=2, threads=1)
-    with ServerManager(config, engine=engine, timeout=60) as server:
-        panel = make(LlamaCppClient(server.get_url()), mode="text", max_tokens=3)
-        panel.send("hello the hell in there " * 120)
-        dropped = panel._history.exchanges[0].generation
-        wait_for(lambda: dropped.state == "reading", 30)
-        panel.stop()
-        panel.clear()
-        assert not dropped._left.is_set()
-        panel.undo_clear()
-        panel.edit_last("Hello!")
-        assert dropped._left.is_set()
+    panel = make(slow_client, mode="text", max_tokens=3)
+    panel.send("hello the hell in there " * 120)
+    dropped = panel._history.exchanges[0].generation
+    wait_for(lambda: dropped.state == "reading", 30)
+    panel.stop()
+    panel.clear()
+    assert not dropped._left.is_set()
+    panel.undo_clear()
+    panel.edit_last("Hello!")
+    assert dropped._left.is_set()
+    assert panel.wait(30)
+    for forget in (panel.drop_oldest, panel.clear):
+        first = panel._history.exchanges[0].generation
+        panel.send("Hello!")
         assert panel.wait(30)
-        for forget in (panel.drop_oldest, panel.clear):
-            first = panel._history.exchanges[0].generation
-            panel.send("Hello!")
-            assert panel.wait(30)
-            forget()
-            panel.send("Hello!")
-            assert panel.wait(30)
-            assert first._left.is_set()
+        forget()
+        panel.send("Hello!")
+        assert panel.wait(30)
+        assert first._left.is_set()
 
 
 def test_questions_that_are_not_sent_take_no_room(

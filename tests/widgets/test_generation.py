@@ -101,6 +101,26 @@ def test_an_answer_comes_with_its_figures(client: LlamaCppClient) -> None:
     assert f"{progress.total_tokens:,} of 1,024 tokens" in status_line(progress)
 
 
+def test_of_several_answers_the_first_is_taken(stand_in: StandIn) -> None:
+    """Words of a second one are not mixed in, also where a server sends it unasked."""
+    alone = finished(stand_in.client(tokens=5))
+    both = finished(stand_in.client(tokens=5, choices=2))
+
+    assert both.state == "done"
+    assert both.text == alone.text != ""
+
+
+def test_tokens_per_second_are_counted_between_tokens() -> None:
+    """Where the server tells no figure: the first token's wait is no part of it."""
+    generation = Generation(LlamaCppClient("http://127.0.0.1:9"), MESSAGES)
+    generation._began = 90.0
+    generation._text = ["a", "b", "c"]
+    generation._first, generation._latest = 100.0, 101.0
+
+    assert generation.progress.tokens_per_second == 2.0
+    assert generation.progress.first_token_seconds == 10.0
+
+
 def test_the_prompt_is_read_before_the_answer(slow_client: LlamaCppClient) -> None:
     """While a long prompt is read, how much of it is known, and only grows."""
     seen: list[Progress] = []

@@ -252,6 +252,41 @@ button.on_click(broken)
     assert shown(kernel) == ["1", "2", "3"]
 
 
+def test_a_handler_that_waits_is_ended(kernel: KernelClient) -> None:
+    """What cannot be done in a cell is logged and ended; the page hears "idle"."""
+    kernel.run("""
+import asyncio, logging
+
+class Memory(logging.Handler):
+    def emit(self, record):
+        logged.append(record.getMessage())
+
+logged, ended, memory = [], [], Memory(logging.ERROR)
+usual = kernel.shell_handlers["comm_info_request"]
+
+async def wait(*_):
+    try:
+        await asyncio.sleep(20)
+    finally:
+        ended.append(True)
+""")
+    with kernel.running("""
+kernel.shell_handlers["comm_info_request"] = wait
+kernel.log.addHandler(memory)
+try:
+    loop(lambda: clicks)
+finally:
+    kernel.log.removeHandler(memory)
+    kernel.shell_handlers["comm_info_request"] = usual
+"""):
+        asked = kernel.ask("comm_info_request", {})
+        kernel.wait_for(lambda: kernel.is_over(asked))
+        kernel.click(button_of(kernel))
+    assert states_of(kernel, asked) == ["busy", "idle"]
+    kernel.run("assert ended == [True], ended")
+    kernel.run("assert logged == ['a message could not be handled'], logged")
+
+
 def test_unknown_and_malformed_messages(kernel: KernelClient) -> None:
     """A message for a widget that is gone, or without sense, is passed over."""
     with kernel.running("loop(lambda: clicks)"):

@@ -18,6 +18,7 @@ from stand_in_hub import StandInHub
 from llamatelemetry.gguf import reader
 from llamatelemetry.gguf._cards import GPUMemory
 from llamatelemetry.gpu import detect_gpus
+from llamatelemetry.session import launch
 from llamatelemetry.setup.catalog import find_model
 from llamatelemetry.widgets import _plan_preview
 from llamatelemetry.widgets._plan_preview import (
@@ -187,6 +188,27 @@ def test_a_header_is_read_once_for_all_options(
     assert len(reads) == 2
 
 
+def test_the_headers_that_were_used_last_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo_model: Path
+) -> None:
+    """Of too many the one that nobody has asked for in the longest time goes."""
+    reads: list[str] = []
+    read = reader.read_header
+
+    def counted(source: Any) -> Any:
+        reads.append(Path(source).stem)
+        return read(source)
+
+    monkeypatch.setattr(_plan_preview, "read_header", counted)
+    monkeypatch.setattr(_plan_preview, "_MOST_HEADERS", 2)
+    for name in "abc":
+        (tmp_path / f"{name}.gguf").write_bytes(demo_model.read_bytes())
+    headers = Headers()
+    for name in "abacab":
+        headers.get(str(tmp_path / f"{name}.gguf"))
+    assert reads == ["a", "b", "c", "b"]
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -329,6 +351,20 @@ def test_cards_are_asked_anew_for_each_plan(
     driver.describe(t4(0, free=300 * MIB), t4(1, free=300 * MIB))
 
     assert look_ahead_from(None, options, Headers()).state == "too large"
+
+
+def test_cards_that_are_named_count_for_an_engine_that_was_given_none(
+    driver: StandInDriver, llama_13b: Path
+) -> None:
+    """Its next start is planned for the host too, unless somebody names a card."""
+    driver.describe(t4(0), t4(1))
+    options = ServerOptions(str(llama_13b))
+    named = replace(options, gpus=(1,))
+    with launch("demo", engine="embedded", context_size=256, progress=False) as session:
+        assert session.plan.gpus == ((),)
+        assert "GPU" not in look_ahead_from(session, options, Headers()).sentence
+        preview = look_ahead_from(session, named, Headers())
+    assert "GPU 1 holds it" in preview.sentence
 
 
 def test_nothing_in_a_plan_is_markup(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ from stand_in_hub import StandInHub
 
 from llamatelemetry.server import Engine
 from llamatelemetry.session import Session, current_session, launch
+from llamatelemetry.widgets import server_panel
+from llamatelemetry.widgets._plan_preview import Preview
 from llamatelemetry.widgets._server_options import ServerOptions
+from llamatelemetry.widgets._server_state import Seen, look
 from llamatelemetry.widgets._server_work import ServerWork
 from llamatelemetry.widgets.server_panel import ServerPanel
 
@@ -139,6 +143,15 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
     return use
 
 
+@pytest.fixture
+def slow(show: Show, stand_in: Callable[[str], None], tiny_model: Path) -> Front:
+    """A panel that is about to start a server that loads for a while."""
+    stand_in("slow")
+    front = show()
+    front.name(tiny_model)
+    return front
+
+
 @pytest.fixture(scope="module")
 def llama_13b(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A 13B model as a hole."""
@@ -178,56 +191,41 @@ def test_a_server_is_started_stopped_and_started_again(show: Show) -> None:
     assert front.trouble == ""
 
 
-def test_clicks_return_at_once_and_double_clicks_are_one(
-    show: Show, stand_in: Callable[[str], None], tiny_model: Path
-) -> None:
+def test_clicks_return_at_once_and_double_clicks_are_one(slow: Front) -> None:
     """While a slow server loads, further clicks on Start start nothing."""
-    stand_in("slow")
-    front = show()
-    front.name(tiny_model)
-    front.click("Start")
+    slow.click("Start")
     for _ in range(5):
-        front.press("Start")
-        front.press("Restart")
-    assert "launching…" in front.state
-    front.wait_for_state("● ready")
+        slow.press("Start")
+        slow.press("Restart")
+    assert "launching…" in slow.state
+    slow.wait_for_state("● ready")
 
     assert len(children()) == 1
-    assert front.trouble == ""
+    assert slow.trouble == ""
 
 
-def test_loading_is_shown_with_its_steps(
-    show: Show, stand_in: Callable[[str], None], tiny_model: Path
-) -> None:
+def test_loading_is_shown_with_its_steps(slow: Front) -> None:
     """The steps of a launch while it goes on, and nothing of them when it is done."""
-    stand_in("slow")
-    front = show()
-    front.name(tiny_model)
-    assert front.view.loading.layout.display == "none"
-    front.click("Start")
-    front.wait(lambda: "Launching: server" in front.view.steps.value)
-    front.wait(lambda: front.view.loading.layout.display is None)
-    front.wait_for_state("● ready")
+    assert slow.view.loading.layout.display == "none"
+    slow.click("Start")
+    slow.wait(lambda: "Launching: server" in slow.view.steps.value)
+    slow.wait(lambda: slow.view.loading.layout.display is None)
+    slow.wait_for_state("● ready")
 
-    front.wait(lambda: front.view.steps.value == "")
-    assert front.view.loading.layout.display == "none"
+    slow.wait(lambda: slow.view.steps.value == "")
+    assert slow.view.loading.layout.display == "none"
 
 
-def test_a_restart_shows_how_far_loading_is(
-    show: Show, stand_in: Callable[[str], None], tiny_model: Path
-) -> None:
+def test_a_restart_shows_how_far_loading_is(slow: Front) -> None:
     """Bytes and seconds of the server that loads."""
-    stand_in("slow")
-    front = show()
-    front.name(tiny_model)
-    front.click("Start")
-    front.wait_for_state("● ready")
-    front.click("Restart")
-    front.wait(lambda: "◔ loading" in front.state)
-    front.wait(lambda: "%" in front.view.how_far.value)
+    slow.click("Start")
+    slow.wait_for_state("● ready")
+    slow.click("Restart")
+    slow.wait(lambda: "◔ loading" in slow.state)
+    slow.wait(lambda: "%" in slow.view.how_far.value)
 
-    assert " s" in front.view.how_far.value
-    front.wait_for_state("● ready")
+    assert " s" in slow.view.how_far.value
+    slow.wait_for_state("● ready")
 
 
 def test_a_start_can_be_stopped(
@@ -419,6 +417,19 @@ def test_a_model_of_the_hub_is_planned_while_the_panel_goes_on(
 
     assert "✔ fits" in front.plan
     assert front.view.models.value == "some/Big-GGUF:Q4_K_M"
+
+
+def test_a_plan_of_options_that_were_left_is_not_shown(show: Show) -> None:
+    """An answer for others than those chosen now is dropped, though none follows it."""
+    front = show()
+    front.wait_for_plan()
+    chosen = front.panel._options
+    others = replace(chosen, context_size=chosen.context_size + 1024)
+    for options, answer in ((chosen, "Of these"), (others, "Of others")):
+        with front.panel._lock:
+            front.panel._show_preview((options, False), Preview("fits", answer))
+    assert "Of these" in front.plan
+    assert "Of others" not in front.plan
 
 
 def test_a_bad_name_says_what_to_do(show: Show) -> None:
@@ -673,6 +684,33 @@ def test_each_server_of_a_pool_has_a_line(
 
 
 # ── other ways to be shown ───────────────────────────────────────────────────────
+
+
+def test_a_look_that_ends_late_is_not_shown(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a look has seen that began before another one and ends after it is old."""
+    panel = ServerPanel(session, mode="text")
+    old, new = look(session.server), look(session.server)
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow_at_first(_: object) -> Seen:
+        if begun.is_set():
+            return new
+        begun.set()
+        assert may_end.wait(SECONDS)
+        return old
+
+    monkeypatch.setattr(server_panel, "look", slow_at_first)
+    late = threading.Thread(target=panel._look)
+    late.start()
+    assert begun.wait(SECONDS)
+    panel._look()
+    assert panel._seen is new
+    may_end.set()
+    late.join(SECONDS)
+    assert panel._seen is new
+    panel.close()
 
 
 def test_as_text_it_tells_the_whole_state(session: Session) -> None:
