@@ -331,7 +331,11 @@ def test_the_room_is_light_until_a_name_is_asked_for() -> None:
     )
     light, loaded = json.loads(done.stdout)
 
-    assert sorted(light) == ["llamatelemetry", "llamatelemetry.api"]
+    assert sorted(light) == [
+        "llamatelemetry",
+        "llamatelemetry._lazy",
+        "llamatelemetry.api",
+    ]
     assert loaded
 
 

@@ -33,9 +33,10 @@ def pip(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return asked
 
 
-def run_cell(attached: Path, release: str = "") -> None:
-    """Run the cell with other attached datasets and another release."""
+def run_cell(attached: Path, release: str = "", kaggle: str = "/kaggle") -> None:
+    """Run the cell with other attached datasets, another release, another Kaggle."""
     cell = CELL.replace('"/kaggle/input"', repr(str(attached)))
+    cell = cell.replace('Path("/kaggle")', f"Path({kaggle!r})")
     assert cell != CELL
     cell = cell.replace('RELEASE = ""', f'RELEASE = "{release}"')
     exec(compile(cell, "cell", "exec"), {"__name__": "__main__"})
@@ -121,12 +122,18 @@ def test_the_release_is_taken_where_nothing_is_attached(
     assert pip[0][-1] == wanted
 
 
+@pytest.mark.parametrize(
+    ("kaggle", "advice"),
+    [("there", "add a dataset with one"), ("not there", 'run pip install "\\.\\[cpu')],
+)
 def test_without_either_it_says_what_to_do(
-    tmp_path: Path, pip: list[list[str]]
+    tmp_path: Path, pip: list[list[str]], kaggle: str, advice: str
 ) -> None:
-    """Nothing is asked of pip, and the error names the guide."""
-    with pytest.raises(RuntimeError, match="not published yet.*the Kaggle guide"):
-        run_cell(tmp_path)
+    """Nothing is asked of pip; on Kaggle and elsewhere the error says what helps."""
+    (tmp_path / "there").mkdir()
+
+    with pytest.raises(RuntimeError, match=f"not published yet.*{advice}"):
+        run_cell(tmp_path, kaggle=str(tmp_path / kaggle))
 
     assert pip == []
 

@@ -222,7 +222,7 @@ def test_without_card_and_wheel_the_error_names_the_wheel(
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
 
-    with pytest.raises(EngineNotFoundError, match=r"pip install .*\[cpu\]"):
+    with pytest.raises(EngineNotFoundError, match="pip install xllamacpp"):
         ensure_engine(progress=False)
 
 
