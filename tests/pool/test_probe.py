@@ -63,7 +63,7 @@ def test_noise_does_not_change_what_was_decided(
     placements: tuple[Placement, ...],
 ) -> None:
     """Of placements that are as fast, the first stays, whichever it is."""
-    given = [paced(one, 0.1) for one in placements]
+    given = [paced(one, 0.25) for one in placements[:2]]  # long beside a stall
 
     for candidates in (given, given[::-1]):
         best = choose_by_probe(candidates, "latency", ENGINE)
