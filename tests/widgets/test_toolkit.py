@@ -7,6 +7,7 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
+import ipywidgets  # noqa: F401 -- 8.1.5 asks the real kernel for its version at import
 import pytest
 
 from llamatelemetry.exceptions import SetupError
