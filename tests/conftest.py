@@ -229,3 +229,16 @@ def client(server_url: str) -> Iterator[LlamaCppClient]:
     """A client of that server."""
     with LlamaCppClient(server_url) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel as it would be published."""
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
+        cwd=Path(__file__).parents[1],
+        check=True,
+        capture_output=True,
+    )
+    return next(folder.glob("*.whl"))

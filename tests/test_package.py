@@ -7,26 +7,12 @@ import sys
 import zipfile
 from pathlib import Path
 
-import pytest
 from gguf import GGUFReader
 
 import llamatelemetry
 from llamatelemetry._demo import DEMO_MODEL
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel as it would be published."""
-    folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
-    return next(folder.glob("*.whl"))
 
 
 def test_the_wheel_is_complete_and_clean(wheel: Path) -> None:

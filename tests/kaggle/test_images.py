@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,19 +89,6 @@ def what_pip_would_do(environment: Path, *requirements: str) -> dict[str, str]:
     )
     found = [each["metadata"] for each in json.loads(report)["install"]]
     return {each["name"]: each["version"] for each in found}
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel as it would be published."""
-    folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
-    return next(folder.glob("*.whl"))
 
 
 @pytest.fixture(scope="module", params=["kaggle", "colab"])
