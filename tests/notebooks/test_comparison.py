@@ -33,6 +33,7 @@ SAME = {
     "on 2026-11-27 10:20:30": "on 2027-01-02 11:12:13",
     "0.00.024.764 I srv": "0.01.003.002 I srv",
     "/tmp/a/model.gguf": "/home/runner/x/model.gguf",
+    "<td>/check/a/model.gguf</td>": "<td>/mnt/x-1/model.gguf</td>",
     "31.2 GiB of RAM": "7.6 GiB of RAM",
 }
 DIFFERENT = {
@@ -46,6 +47,8 @@ DIFFERENT = {
     "0.731": "0.732",
     "Q4_K_M": "Q5_K_M",
     "/tmp/a/model.gguf": "/tmp/a/other.gguf",
+    "/kaggle/working/a.gguf": "/kaggle/input/a.gguf",
+    "GET /v1/models": "GET /v1/slots",
     "127.0.0.1:80 refused": "127.0.0.2:80 refused",
     "38 °C": "39 °C",
     "power 70 W": "power 71 W",

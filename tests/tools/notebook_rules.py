@@ -15,7 +15,7 @@ DEMO_SENTENCE = "The outputs below are of a run with `LLAMATELEMETRY_DEMO=1`"
 INSTALL = NOTEBOOKS.parent / "kaggle" / "install.py"
 
 _FOLDER = re.compile(
-    r"(?<![\w./~…])/(?:tmp|var|root|home|work|workspace|builds|usr|opt|__w|Users)/"
+    r"(?<![\w./~…<+])/(?!(?:kaggle|content|proc|sys|dev|v1)/)[\w.+@-]+/"
     r"|(?<![\w./~…])/(?:tmp|root|home|work|usr)\b"
 )
 _SECRET = re.compile(
