@@ -354,7 +354,11 @@ def test_an_interrupted_answer_keeps_what_came(
     assert answer.finish_reason == "cancelled"
     assert answer.text
     assert "cancelled" in str(answer)
-    assert printable(answer.text) in capsys.readouterr().out
+    # Ctrl-C may come between a piece's arrival and its printing: one piece at most.
+    shown = capsys.readouterr().out.removesuffix("\n")
+    assert shown
+    assert printable(answer.text).startswith(shown)
+    assert len(printable(answer.text)) - len(shown) < 40
 
 
 def test_model_output_cannot_steer_the_terminal() -> None:
