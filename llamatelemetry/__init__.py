@@ -6,13 +6,15 @@ GPU, environment variable or third-party package.
 
 from __future__ import annotations
 
-import sys
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from llamatelemetry._lazy import lazy
 
 if TYPE_CHECKING:
     from llamatelemetry.api.client import LlamaCppClient
     from llamatelemetry.api.multigpu import plan_placement
+    from llamatelemetry.batch import map_prompts
+    from llamatelemetry.bench import benchmark
     from llamatelemetry.diagnosis import doctor
     from llamatelemetry.gguf.memory import plan_memory
     from llamatelemetry.gpu.inventory import detect_gpus
@@ -31,45 +33,39 @@ __all__ = [
     "ServerManager",
     "ServerPool",
     "__version__",
+    "benchmark",
     "detect_gpus",
     "doctor",
     "ensure_engine",
     "ensure_model",
     "launch",
+    "map_prompts",
     "plan_memory",
     "plan_placement",
     "prepare",
 ]
 
 _HOMES = {
-    "GPUMonitor": "llamatelemetry.gpu.monitor",
-    "LlamaCppClient": "llamatelemetry.api.client",
-    "ServerConfig": "llamatelemetry.server.config",
-    "ServerManager": "llamatelemetry.server.manager",
-    "ServerPool": "llamatelemetry.pool.server_pool",
-    "detect_gpus": "llamatelemetry.gpu.inventory",
-    "doctor": "llamatelemetry.diagnosis",
-    "ensure_engine": "llamatelemetry.setup.engines",
-    "ensure_model": "llamatelemetry.setup.models",
-    "launch": "llamatelemetry.session",
-    "plan_memory": "llamatelemetry.gguf.memory",
-    "plan_placement": "llamatelemetry.api.multigpu",
-    "prepare": "llamatelemetry.setup._prepare",
+    "GPUMonitor": "gpu.monitor",
+    "LlamaCppClient": "api.client",
+    "ServerConfig": "server.config",
+    "ServerManager": "server.manager",
+    "ServerPool": "pool.server_pool",
+    "benchmark": "bench",
+    "detect_gpus": "gpu.inventory",
+    "doctor": "diagnosis",
+    "ensure_engine": "setup.engines",
+    "ensure_model": "setup.models",
+    "launch": "session",
+    "map_prompts": "batch",
+    "plan_memory": "gguf.memory",
+    "plan_placement": "api.multigpu",
+    "prepare": "setup._prepare",
 }
 
-_ROOMS = ("api", "exceptions", "gguf", "gpu", "pool", "server", "setup", "widgets")
+_ROOMS = (
+    *("api", "batch", "bench", "exceptions", "gguf", "gpu", "pool"),
+    *("server", "setup", "telemetry", "widgets"),
+)
 
-
-def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return import_module(f"{__name__}.{name}")
-    if name not in _HOMES:
-        message = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(message, name=name, obj=sys.modules[__name__])
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*__all__, *_ROOMS])
+__getattr__, __dir__ = lazy(__name__, _HOMES, _ROOMS)

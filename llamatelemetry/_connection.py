@@ -240,7 +240,9 @@ class Connection:
     def limit_silence(self, seconds: float) -> None:
         """Let the next wait end after this time."""
         if self._line.socket is not None:
-            self._line.socket.settimeout(max(seconds, _LEAST_TIMEOUT))
+            # It may be closed by now, with the reply's end: the next read finds out.
+            with contextlib.suppress(OSError):
+                self._line.socket.settimeout(max(seconds, _LEAST_TIMEOUT))
 
     def end(self) -> None:
         """Break the connection under a reader of another thread; never blocks."""

@@ -24,11 +24,13 @@ class Reply:
         status: The HTTP status.
         headers: The reply's headers; names in any case.
         body: The bytes of the body.
+        server: The base URL of the server that gave it, or None.
     """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+    server: str | None = None
 
     def json(self) -> Any:
         """Return the body read as JSON.
@@ -52,6 +54,10 @@ class ReplyStream(Protocol):
 
     status: int
     headers: Mapping[str, str]
+
+    @property
+    def server(self) -> str | None:
+        """The base URL of the server that is asked, or was last; None before."""
 
     @property
     def opened(self) -> bool:

@@ -101,6 +101,11 @@ class StreamedReply:
         self._reading = threading.Lock()
 
     @property
+    def server(self) -> str:
+        """The base URL of the server that is asked."""
+        return self._client.base_url
+
+    @property
     def opened(self) -> bool:
         """Whether :meth:`open` was called, so that something may have been sent."""
         return self._connection is not None
@@ -372,7 +377,7 @@ class HTTPClient:
         )
         with contextlib.closing(reply):
             status = reply.open()
-            return Reply(status, reply.headers, reply.read())
+            return Reply(status, reply.headers, reply.read(), self.base_url)
 
     def stream(
         self,

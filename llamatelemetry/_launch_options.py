@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias, get_args
@@ -58,6 +58,8 @@ class LaunchOptions:
         parallel: Requests at once; None for what fits the goal.
         engine: The engine, as it was named; None for the one that fits.
         port: The port; 0 for any free one.
+        telemetry: Whether its requests are recorded; two sessions that differ in
+            nothing else are the same.
         config: Other fields of :class:`ServerConfig`; their paths are whole too.
 
     Raises:
@@ -79,6 +81,7 @@ class LaunchOptions:
     parallel: int | None = None
     engine: EngineLike | None = None
     port: int = 0
+    telemetry: bool = False
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -88,6 +91,10 @@ class LaunchOptions:
         object.__setattr__(self, "model", _whole_path(self.model))
         _check_config(self.config)
         _check_values(self.context_size, self.parallel, self.goal)
+        if not isinstance(self.telemetry, bool):
+            raise ConfigurationError(
+                f"telemetry is {self.telemetry!r}; it must be True or False"
+            )
         if isinstance(self.model, Placement):
             self._check_placement()
         whole = with_absolute_paths(self.base_config())
@@ -116,6 +123,32 @@ class LaunchOptions:
             )
         assert isinstance(self.model, Placement)  # noqa: S101 - for the type checker
         self.model.raise_if_none()
+
+    def changed(
+        self, model: LaunchModel, options: Mapping[str, Any], running: LocalModel
+    ) -> LaunchOptions:
+        """Return the same with what is named changed.
+
+        Args:
+            model: The model; None for the same.
+            options: Names of fields, or of fields of a configuration, and values.
+            running: The model that runs.
+
+        Raises:
+            ConfigurationError: A value cannot work.
+        """
+        old = self
+        if isinstance(model, Placement):  # has decided the rest
+            old = LaunchOptions(
+                engine=self.engine, port=self.port, telemetry=self.telemetry
+            )
+        own = {item.name for item in fields(LaunchOptions)} - {"model", "config"}
+        named = {name: value for name, value in options.items() if name in own}
+        config = {name: value for name, value in options.items() if name not in own}
+        if model is None:
+            decided = isinstance(old.model, Placement) and bool(options)
+            model = running if old.model is None or decided else old.model
+        return replace(old, model=model, config={**old.config, **config}, **named)
 
     @property
     def key(self) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""Progress of long work: the one door to tqdm. One bar a file, with bytes and rate.
+"""Progress of long work: the one door to tqdm. A bar for a file, or for a count.
 
 Bars are tqdm.auto's: text in a terminal, a widget in a notebook. They may be moved from
 any thread. ``HF_HUB_DISABLE_PROGRESS_BARS`` and ``TQDM_DISABLE`` turn them off. A
@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
-__all__ = ["CancelledError", "FileBar", "FileProgress", "Relay", "Shown", "turned_off"]
+__all__ = [
+    "CancelledError",
+    "CountBar",
+    "FileBar",
+    "FileProgress",
+    "Relay",
+    "Shown",
+    "turned_off",
+]
 
 _OFF_VARIABLES = ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
 _TRUE = {"1", "ON", "YES", "TRUE"}
@@ -201,22 +209,77 @@ class FileBar:
             self._bar = _make_bar(self._name, self._total)
 
 
+class CountBar:
+    """A bar over what is counted by who shows it, with words of its own.
+
+    Args:
+        total: How many there are, or None if that is not known.
+        shown: Whether there is a bar at all.
+    """
+
+    def __init__(self, total: int | None, *, shown: bool = True) -> None:
+        self._total = total
+        self._shown = shown and not turned_off()
+        self._bar: Any = None  # made when there is something to show
+
+    def show(self, done: int, words: str, total: int | None = None) -> None:
+        """Show how many are done, and what is said of it.
+
+        Args:
+            done: How many.
+            words: What stands beside the bar.
+            total: How many there are, if that is known by now.
+        """
+        if not self._shown:
+            return
+        with _lock:
+            self._total = self._total if total is None else total
+            if self._bar is None:
+                self._bar = _make_count_bar(self._total)
+            if self._total != self._bar.total:
+                self._bar.reset(self._total)
+                self._bar.bar_format = _format_of(self._total)
+            self._bar.n = done
+            self._bar.set_description_str(words, refresh=False)
+            self._bar.refresh()
+
+    def close(self) -> None:
+        """Leave the bar as it is shown; harmless twice."""
+        if self._bar is not None:
+            with _lock:
+                self._bar.close()
+
+
 def turned_off() -> bool:
     """Whether the environment forbids all bars."""
     return any(os.environ.get(name, "").upper() in _TRUE for name in _OFF_VARIABLES)
 
 
 def _make_bar(name: str, total: int | None) -> Any:
+    return _tqdm()(
+        desc=name,
+        total=total,
+        unit="B",
+        unit_scale=True,
+        mininterval=0.2,
+        disable=False,  # it reads TQDM_DISABLE once, when it is imported
+    )
+
+
+def _format_of(total: int | None) -> str:
+    # What is said has the count and the rate in it: tqdm's own would be one too many.
+    return "{desc}" if total is None else "{percentage:3.0f}% |{bar:10}| {desc}"
+
+
+def _make_count_bar(total: int | None) -> Any:
+    # With a delay, nothing is shown before there are words.
+    return _tqdm()(total=total, bar_format=_format_of(total), delay=1e-9, disable=False)
+
+
+def _tqdm() -> Any:
     with warnings.catch_warnings():
         # Without ipywidgets it warns and shows text, which is what is wanted then.
         warnings.simplefilter("ignore")
         from tqdm.auto import tqdm  # noqa: PLC0415 -- slow, and not always needed
 
-        return tqdm(
-            desc=name,
-            total=total,
-            unit="B",
-            unit_scale=True,
-            mininterval=0.2,
-            disable=False,  # it reads TQDM_DISABLE once, when it is imported
-        )
+        return tqdm

@@ -15,6 +15,7 @@ from llamatelemetry.server.state import ServerState
 if TYPE_CHECKING:
     from llamatelemetry.api.client import RequestRecord
     from llamatelemetry.session import Session
+    from llamatelemetry.telemetry.timeline import Timeline
 
 __all__ = ["html", "outcome", "server_state", "text", "watched"]
 
@@ -44,11 +45,14 @@ def watched(monitor: GPUMonitor) -> str:
     return f"no card to watch: {monitor.problem or 'there is none'}"
 
 
-def outcome(record: RequestRecord) -> str:
-    """Return in words how a request ended."""
+def outcome(record: RequestRecord, timeline: Timeline | None = None) -> str:
+    """Return in words how a request ended, and where it ran if a timeline knows."""
     if record.usage is not None:
-        return f"{getattr(record.usage, 'completion_tokens', 0)} tokens"
-    return type(record.error).__name__ if record.error is not None else "cancelled"
+        said = f"{getattr(record.usage, 'completion_tokens', 0)} tokens"
+    else:
+        said = "cancelled" if record.error is None else type(record.error).__name__
+    where = timeline.describe(record, cost=False) if timeline is not None else ""
+    return f"{said}, {where}" if where else said
 
 
 def text(session: Session) -> str:

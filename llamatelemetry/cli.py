@@ -1,4 +1,4 @@
-"""The command ``llamatelemetry``: demo, setup, doctor, serve, chat, plan, pack."""
+"""The command ``llamatelemetry``: from the demo to a benchmark, in a terminal."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from llamatelemetry import __version__
+from llamatelemetry._bench_command import describe_bench
 from llamatelemetry._conversation import Conversation, printable
 from llamatelemetry._demo import (
     DEMO_CONTEXT_SIZE,
@@ -157,16 +158,9 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
     describe_plan(commands)
+    describe_bench(commands)
     describe_setup_commands(commands)
-    _describe_chat(
-        commands.add_parser(
-            "chat",
-            help="talk to a model in the terminal",
-            description="Talk to a model, or to a server that runs already (its key "
-            "is read from LLAMA_API_KEY). Ctrl-C stops the answer, Ctrl-D or /exit "
-            "leaves, /clear begins anew.",
-        )
-    )
+    _describe_chat(commands)
     return parser
 
 
@@ -187,7 +181,14 @@ def _describe_serve(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_serve)
 
 
-def _describe_chat(parser: argparse.ArgumentParser) -> None:
+def _describe_chat(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "chat",
+        help="talk to a model in the terminal",
+        description="Talk to a model, or to a server that runs already (its key "
+        "is read from LLAMA_API_KEY). Ctrl-C stops the answer, Ctrl-D or /exit "
+        "leaves, /clear begins anew.",
+    )
     target = parser.add_mutually_exclusive_group()
     target.add_argument(
         "model",

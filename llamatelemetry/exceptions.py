@@ -20,6 +20,7 @@
     │  ├─ ContextLengthError
     │  ├─ NotSupportedError
     │  └─ StreamError
+    ├─ BatchError
     └─ SetupError
        ├─ DownloadError(OSError)
        ├─ ChecksumError
@@ -44,6 +45,7 @@ from typing import Any
 
 __all__ = [
     "AuthenticationError",
+    "BatchError",
     "ChecksumError",
     "ClientError",
     "ConfigurationError",
@@ -475,6 +477,30 @@ class StreamError(ClientError):
     ) -> None:
         super().__init__(message, status=status, type=type)
         self.partial = partial
+
+
+class BatchError(LLCudaError):
+    """A batch cannot go on; what was answered is kept in its file.
+
+    Attributes:
+        results: The results so far, or None where there are none to be had.
+
+    Args:
+        message: What happened, and how to go on.
+        results: The results so far.
+
+    Example:
+        >>> from llamatelemetry.exceptions import BatchError
+        >>> try:
+        ...     raise BatchError("the server is gone; 12 of 20 rows are kept")
+        ... except BatchError as error:
+        ...     error.results is None
+        True
+    """
+
+    def __init__(self, message: str, *, results: Any = None) -> None:
+        super().__init__(message)
+        self.results = results
 
 
 class SetupError(LLCudaError):

@@ -202,6 +202,24 @@ def memory_figure(
     return drawing.figure
 
 
+def new_figure(width: int, height: int, dpi: int = _FINE_DPI) -> Any:
+    """Return an empty ``matplotlib.figure.Figure``, which no style has touched.
+
+    Args:
+        width: Pixels, with 100 for an inch.
+        height: The same.
+        dpi: Pixels for each inch when it is drawn.
+
+    Raises:
+        SetupError: matplotlib is missing.
+    """
+    figure_class, canvas_class = _classes()
+    inches = (_inches(width), _inches(height))
+    figure = figure_class(figsize=inches, dpi=dpi, facecolor=PAPER)
+    canvas_class(figure)
+    return figure
+
+
 def figure_png(figure: Any) -> bytes:
     """Return a figure as a PNG, in its own resolution and all its colours.
 
@@ -242,20 +260,17 @@ class _Drawing:
         window: float,
         dpi: int,
     ) -> None:
-        figure_class, canvas_class = _classes()
         legend = _legend_entries(devices)
         self.layout = Layout(len(devices), -(-len(legend) // _LEGEND_COLUMNS))
         self._window = window
         self._per_pixel = window / self.layout.time_width
-        inches = (_inches(_chart.WIDTH), _inches(self.layout.height))
-        self.figure = figure_class(figsize=inches, dpi=dpi, facecolor=PAPER)
-        canvas_class(self.figure)
+        self.figure = new_figure(_chart.WIDTH, self.layout.height, dpi)
         self.moving = [
             self._plot(number, device, top)
             for number, (device, top) in enumerate(zip(devices, tops, strict=True))
         ]
         _draw_legend(self.figure, legend)
-        _plain_text(self.figure)
+        plain_text(self.figure)
 
     def _plot(self, number: int, device: Device, top: float) -> tuple[Any, Any, Any]:
         left, upper, width, height = self.layout.box(number)
@@ -328,7 +343,7 @@ class _Drawing:
                 bbox=PAPER_BEHIND,
                 **_UPRIGHT,
             )
-        _plain_text(self.figure)
+        plain_text(self.figure)
 
 
 # ── what stands still ────────────────────────────────────────────────────────────
@@ -365,7 +380,7 @@ def _draw_legend(figure: Any, entries: Sequence[tuple[str, Band | None]]) -> Non
     legend.set_zorder(0)
 
 
-def _plain_text(figure: Any) -> None:
+def plain_text(figure: Any) -> None:
     """Have all text be what it says, whatever the user's style is."""
     from matplotlib.text import Text  # noqa: PLC0415 - loaded when something is drawn
 
@@ -435,7 +450,7 @@ def _label_masks(text: str) -> tuple[Any, Any]:
     figure.text(
         0.5, 1 - 1 / _LABEL_LENGTH, drawable(text), color="#000000", **_UPRIGHT
     )  # fmt: skip
-    _plain_text(figure)
+    plain_text(figure)
     canvas.draw()
     ink = ImageOps.invert(_picture(canvas).convert("L"))
     halo = Image.new("L", ink.size)

@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -25,7 +25,6 @@ from llamatelemetry._launch_steps import (
 from llamatelemetry._progress import turned_off
 from llamatelemetry.api.client import LlamaCppClient, RequestRecord
 from llamatelemetry.exceptions import (
-    ConfigurationError,
     ServerError,
     ServerNotRunningError,
 )
@@ -36,6 +35,8 @@ from llamatelemetry.server.engine import Engine, EngineLike
 from llamatelemetry.server.events import LoadProgress
 from llamatelemetry.setup._fetch import LocalModel
 from llamatelemetry.setup.engines import warn
+from llamatelemetry.telemetry._recording import Recorders
+from llamatelemetry.telemetry.timeline import Timeline
 
 if TYPE_CHECKING:
     from llamatelemetry.widgets.dashboard import Dashboard
@@ -83,7 +84,9 @@ def launch(
         parallel: Requests at once, over all servers. None: what fits the goal.
         engine: See :func:`ensure_engine`. None: the one that fits.
         port: The port, the first server's if there are several; 0 for any free one.
-        telemetry: Not to be had yet.
+        telemetry: Whether each request is recorded, without its text, beside what the
+            cards and the servers do: in ``session.timeline``. A session that runs
+            already begins to record then.
         replace: Close the session that runs, once engine and model of the new one are
             here and its options are checked.
         progress: Whether it is shown how far this is; or a function that is called with
@@ -108,10 +111,6 @@ def launch(
         >>> answer.choices[0].message.content[:21]  # the demo model's words
         'GGUF is a file format'
     """
-    if telemetry:
-        raise ConfigurationError(
-            "telemetry=True: telemetry of requests does not exist yet; leave it out"
-        )
     options = LaunchOptions(
         model,
         context_size=context_size,
@@ -120,6 +119,7 @@ def launch(
         parallel=parallel,
         engine=engine,
         port=port,
+        telemetry=telemetry,
         config=config,
     )
     show = _display(progress)
@@ -175,6 +175,9 @@ def _same(running: Session, options: LaunchOptions, show: Show) -> Session:
             "launch(..., replace=True) takes its place; session.relaunch(...) gives it "
             "another model or other options; session.close() ends it"
         )
+    if options.telemetry:
+        running._options = replace(running.options, telemetry=True)  # noqa: SLF001 - the same module
+        running._record()  # noqa: SLF001 - as above
     said = f"{running.model.name} runs already at {running.url}; this is that session"
     show(Steps([Step("session", "done", said)]))
     return running
@@ -254,6 +257,7 @@ class Session:
         self._connected: Server | None = None  # what the client is of
         self._steps, self._seconds = Steps(), 0.0
         self._closed = False
+        self._recorders = Recorders()
         self._changing = threading.RLock()  # held while servers are started
         self._halted = threading.Event()  # ends what holds it
 
@@ -323,6 +327,14 @@ class Session:
         if isinstance(server, ServerPool):
             server = server.servers[0]
         return server.get_url()
+
+    @property
+    def timeline(self) -> Timeline | None:
+        """What is recorded since ``launch(telemetry=True)``; None without that.
+
+        It stays when the session is closed, and goes on over :meth:`relaunch`.
+        """
+        return self._recorders.timeline
 
     @property
     def closed(self) -> bool:
@@ -416,7 +428,7 @@ class Session:
             ...     session.plan.configs[0].context_size
             8192
         """
-        changed = self._changed(model, options)
+        changed = self._options.changed(model, options, self.model)
         with self._changes():
             began = time.monotonic()
             record = StepRecord(_STEPS[:-1], self._shown(progress))
@@ -461,6 +473,7 @@ class Session:
             if self._client is not None:
                 self._client.close()
             self.monitor.stop()
+            self._recorders.close()
             if _Current.session is self:
                 _Current.session = None
 
@@ -501,7 +514,7 @@ class Session:
             'request: 8 tokens'
         """
         if record.kind in _ANSWERS:
-            self.monitor.mark(f"request: {view.outcome(record)}")
+            self.monitor.mark(f"request: {view.outcome(record, self.timeline)}")
 
     def __enter__(self) -> Self:
         return self
@@ -540,19 +553,6 @@ class Session:
         if self._halted.is_set() or self._closed:
             raise ServerNotRunningError("the session was stopped while it was started")
 
-    def _changed(self, model: LaunchModel, options: dict[str, Any]) -> LaunchOptions:
-        """Return the options with what is named changed."""
-        old = self._options
-        if isinstance(model, Placement):  # has decided the rest
-            old = LaunchOptions(engine=old.engine, port=old.port)
-        own = {item.name for item in fields(LaunchOptions)} - {"model", "config"}
-        named = {name: value for name, value in options.items() if name in own}
-        config = {name: value for name, value in options.items() if name not in own}
-        if model is None:
-            decided = isinstance(old.model, Placement) and bool(options)
-            model = self.model if old.model is None or decided else old.model
-        return replace(old, model=model, config={**old.config, **config}, **named)
-
     def _replace_plan(
         self, options: LaunchOptions, found: Equipment, record: StepRecord
     ) -> Placement:
@@ -585,6 +585,7 @@ class Session:
             doing = f"loading {self.model.name}"
             record.note("server", doing, step.bytes_loaded, self.model.size)
 
+        self._record()  # it sees the server load
         try:
             with record.failing("server"):
                 start_server(self._server, self._placement, tick)
@@ -592,10 +593,17 @@ class Session:
                 record.end("server", view.server_state(self._server))
             with record.failing("client"):
                 self._connect()
+                self._record()
                 record.end("client", f"{self._client!r}")
         except BaseException:
             self._server.stop()
             raise
+
+    def _record(self) -> None:
+        """Have those that record follow the server and the client there are now."""
+        self._recorders.follow(
+            self._client, self._server, self.monitor, own=self._options.telemetry
+        )
 
     @contextlib.contextmanager
     def _kept_if_failed(self) -> Iterator[None]:

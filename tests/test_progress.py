@@ -8,7 +8,13 @@ import threading
 import pytest
 from manager_tools import wait_for
 
-from llamatelemetry._progress import CancelledError, FileBar, FileProgress, Relay
+from llamatelemetry._progress import (
+    CancelledError,
+    CountBar,
+    FileBar,
+    FileProgress,
+    Relay,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -235,3 +241,44 @@ def test_a_relay_tells_in_the_thread_that_waits() -> None:
         FileProgress("one", 9, 10),
         FileProgress("one", 9, 10, ended=True),
     ]
+
+
+def test_a_bar_over_a_count_says_what_it_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A share, a bar and words; nothing before the first words; closing is harmless."""
+    bar = CountBar(200)
+    assert capsys.readouterr().err == ""
+    bar.show(50, "50 of 200 rows")
+    assert capsys.readouterr().err == "\r 25% |██▌       | 50 of 200 rows"
+    bar.show(200, "all of them")
+    bar.close()
+    bar.close()
+
+    last = capsys.readouterr().err.rstrip().split("\r")[-1]
+    assert last.rstrip() == "100% |██████████| all of them"
+
+
+def test_a_count_may_learn_its_total(capsys: pytest.CaptureFixture[str]) -> None:
+    """Words alone at first, a bar once it is known how many there are."""
+    bar = CountBar(None)
+    bar.show(5, "5 rows")
+    assert capsys.readouterr().err.strip() == "5 rows"
+    bar.show(5, "5 of 10 rows", 10)
+    bar.show(6, "6 of 10 rows")
+    bar.close()
+
+    assert "60% |██████    | 6 of 10 rows" in capsys.readouterr().err
+
+
+def test_no_bar_over_a_count_is_shown_that_is_not_wanted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By who makes it, or by the environment."""
+    quiet = CountBar(10, shown=False)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    for bar in (quiet, CountBar(10)):
+        bar.show(5, "5 rows")
+        bar.close()
+
+    assert capsys.readouterr() == ("", "")

@@ -53,6 +53,8 @@ from llamatelemetry.server import (
 )
 from llamatelemetry.session import Session, current_session, launch
 from llamatelemetry.setup import pack
+from llamatelemetry.telemetry import record
+from llamatelemetry.widgets import ChatPanel
 
 RUN_CELLS = Path(__file__).parent / "tools" / "run_cells.py"
 QUESTION = [{"role": "user", "content": "What is GGUF?"}]
@@ -192,7 +194,7 @@ def test_a_key_opens_the_server_and_is_shown_nowhere(embedded: Engine) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"telemetry": True}, "does not exist yet"),
+        ({"telemetry": 1}, "True or False"),
         ({"n_ctx": 5}, "no field"),
         ({"visible_devices": "0"}, "gpus="),
         ({"model_path": "x"}, "model="),
@@ -1009,6 +1011,104 @@ def test_requests_are_marked(stand_in_session: Session) -> None:
 def stand_in_session(tiny_model: Path) -> Session:
     """A session over the stand-in server."""
     return launch(tiny_model, engine=stand_in(), progress=False)
+
+
+# ── telemetry ────────────────────────────────────────────────────────────────────
+
+
+def test_telemetry_records_over_a_relaunch(
+    embedded: Engine, driver: StandInDriver
+) -> None:
+    """Requests with slots, and the servers' events; it stays after the end."""
+    driver.describe(t4(0))
+    with launch("demo", engine=embedded, telemetry=True, progress=False) as session:
+        timeline = session.timeline
+        assert timeline is not None
+        session.client.chat_completion(QUESTION)
+        session.relaunch(context_size=256, progress=False)
+        assert session.timeline is timeline
+        session.client.chat_completion(QUESTION)
+        urls = [entry.server for entry in timeline.requests]
+        wait_for(lambda: timeline.requests[1].slot == 0)
+    assert urls[1] == session.url
+    kinds = [event.kind for event in timeline.events]
+    assert kinds.count("Ready") == kinds.count("Exited") == 2
+    assert kinds.count("Loading") == 2
+    last = timeline.samples[-1][0]
+    assert last > timeline.requests[1].end  # the monitor's last one
+    assert session.timeline is timeline
+    assert timeline.rows()[0]["prompt"] is None
+    session.monitor.sample()
+    assert timeline.samples[-1][0] == last  # it has ended with the session
+
+
+def test_telemetry_is_off_unless_asked_for(stand_in_session: Session) -> None:
+    """And can be turned on for the session that runs, and off again."""
+    session = stand_in_session
+    assert session.timeline is None
+    assert not session.client._transport.listeners
+    same = launch(
+        session.options.model, engine=session.options.engine, telemetry=True,
+        progress=False,
+    )  # fmt: skip
+    assert same is session
+    timeline = session.timeline
+    assert timeline is not None
+    session.client.chat_completion(MESSAGES)
+    assert len(timeline.requests) == 1
+    again = launch(session.options.model, engine=session.options.engine, progress=False)
+    assert again.timeline is timeline  # somebody else has asked for it
+    session.relaunch(telemetry=False, progress=False)
+    assert session.timeline is None
+    session.client.chat_completion(MESSAGES)
+    assert len(timeline.requests) == 1
+
+
+def test_a_block_records_a_session_over_a_relaunch(
+    stand_in_session: Session,
+) -> None:
+    """Beside the session's own timeline, whose requests are the same."""
+    session = stand_in_session
+    with record(session) as timeline:
+        session.relaunch(parallel=2, telemetry=True, progress=False)
+        session.client.chat_completion(MESSAGES)
+    session.client.chat_completion(MESSAGES)
+    own = session.timeline
+    assert own is not None
+    assert len(timeline.requests) == 1
+    assert len(own.requests) == 2
+    assert own.requests[0].start == timeline.requests[0].start
+    session.close()
+    with record(session) as closed:
+        pass
+    assert closed.requests == []
+
+
+def test_marks_and_panels_show_what_the_timeline_knows(
+    engine: Engine, driver: StandInDriver
+) -> None:
+    """The slot on the cards' chart; below an answer the energy and the peak too."""
+    driver.describe(t4(0, power=20_000))
+    with launch("demo", engine=engine, gpus=[], telemetry=True, progress=False) as one:
+        assert one.timeline is not None
+        panel = ChatPanel(one, mode="text", temperature=0)
+        panel.send("What is GGUF?")
+        panel.wait()
+        shown = str(panel)
+        panel.close()
+        # This server runs on the CPU; had it the card, its energy would be told.
+        wait_for(lambda: bool(one.monitor.latest()))
+        one.timeline._kept.servers.clear()
+        one.timeline._kept.changes += 1
+        chat = one.timeline.requests[-1]
+        told = one.timeline.describe(chat)
+        one.client.chat_completion(QUESTION, extra_body={"id_slot": 0})
+        marks = [mark.text for mark in one.monitor.marks]
+    assert "· slot 0)" in shown
+    assert told.startswith("slot 0 · ")
+    assert " J/token · peak 3.0 MiB" in told
+    assert marks[-1].startswith("request: ")
+    assert marks[-1].endswith(" tokens, slot 0")
 
 
 # ── shown ────────────────────────────────────────────────────────────────────────

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,7 @@ from typing import Any, TypeVar
 from llamatelemetry._exchange import Reply, ReplyStream, Requests
 from llamatelemetry.api._errors import error_from_reply
 from llamatelemetry.api._parsing import parse_with
-from llamatelemetry.api.responses import EmbeddingUsage, Timings, Usage
+from llamatelemetry.api._record import Listener, Listeners, RequestRecord
 from llamatelemetry.exceptions import ConfigurationError
 
 __all__ = ["RequestRecord", "Transport", "require_success"]
@@ -20,51 +19,6 @@ __all__ = ["RequestRecord", "Transport", "require_success"]
 ResponseT = TypeVar("ResponseT")
 
 _LONGEST = 366 * 24 * 3600.0  # longer ones overflow in the operating system
-
-_logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, kw_only=True)
-class RequestRecord:
-    """What is known about one request when it is over. Holds no text of it.
-
-    Attributes:
-        kind: What was asked for: "chat", "completion", "embeddings", "tokenize", ...
-        path: The path it was sent to.
-        start: When it was sent, in seconds of ``time.monotonic()``.
-        end: When its answer was whole, or it failed or was cancelled, likewise.
-        time_to_first_token: Seconds from start to the first text, thinking or tool
-            call; None where none came.
-        finish_reason: Why the first answer ended, or None.
-        model: The model's alias as answered, or None.
-        usage: How many tokens it took, or None.
-        timings: What the server measured, or None.
-        error: What it failed with, or None.
-
-    Example:
-        >>> from llamatelemetry import LlamaCppClient
-        >>> records = []
-        >>> with LlamaCppClient(url, on_request=records.append) as watched:
-        ...     tokens = watched.tokenize("What is GGUF?").tokens
-        >>> records[0].kind, records[0].error, records[0].duration < 30
-        ('tokenize', None, True)
-    """
-
-    kind: str
-    path: str
-    start: float = field(default_factory=time.monotonic)
-    end: float = 0.0
-    time_to_first_token: float | None = None
-    finish_reason: str | None = None
-    model: str | None = None
-    usage: Usage | EmbeddingUsage | None = None
-    timings: Timings | None = None
-    error: BaseException | None = None
-
-    @property
-    def duration(self) -> float:
-        """Seconds from start to end."""
-        return self.end - self.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +31,15 @@ class Transport:
         connect_timeout: Seconds to open a connection.
         total_timeout: Seconds a request may take in all; None for any time.
         on_request: Called with the record of each request when it is over.
+        listeners: Who else is told; shared with copies that have other limits.
     """
 
     http: Requests
     timeout: float
     connect_timeout: float
     total_timeout: float | None
-    on_request: Callable[[RequestRecord], object] | None
+    on_request: Listener | None
+    listeners: Listeners = field(default_factory=Listeners)
 
     def __post_init__(self) -> None:
         for name in ("timeout", "connect_timeout", "total_timeout"):
@@ -145,10 +101,14 @@ class Transport:
             RequestTimeoutError: Silence, or the whole took too long.
         """
         record = RequestRecord(kind=kind, path=path)
+        self.listeners.begin(record, json)
+        record.chunk_times = None  # the answer comes in one piece
+        record.server = getattr(self.http, "base_url", None)  # a pool has none
         try:
             reply = self.http.request(
                 method, path, json=json, parameters=parameters, **self._timeouts()
             )
+            record.server = reply.server
             response = read(reply)
             record.usage = getattr(response, "usage", None)
             record.model = getattr(response, "model", None)
@@ -167,16 +127,9 @@ class Transport:
         )
 
     def tell(self, record: RequestRecord) -> None:
-        """Hand the record of a request that is over to the listener."""
+        """Hand the record of a request that is over to the listeners."""
         record.end = time.monotonic()
-        if self.on_request is None:
-            return
-        try:
-            self.on_request(record)
-        except Exception:
-            # It is the user's code, which may raise anything; the answer that it
-            # watches is whole and must not be lost to that. Logged with its traceback.
-            _logger.exception("on_request failed")
+        self.listeners.tell(record, self.on_request)
 
     def _timeouts(self) -> dict[str, Any]:
         return {

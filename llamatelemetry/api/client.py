@@ -13,6 +13,7 @@ from typing import Any, Literal, Self, Unpack, overload
 from llamatelemetry._http import CONNECT_TIMEOUT, HTTPClient
 from llamatelemetry.api import _requests
 from llamatelemetry.api._administration import Administration
+from llamatelemetry.api._record import RequestRecord
 from llamatelemetry.api._requests import (
     ChatOptions,
     Messages,
@@ -20,7 +21,7 @@ from llamatelemetry.api._requests import (
     ResponseFormat,
 )
 from llamatelemetry.api._text import TextTools
-from llamatelemetry.api._transport import RequestRecord, Transport
+from llamatelemetry.api._transport import Transport
 from llamatelemetry.api.responses import (
     ChatCompletionChunk,
     ChatCompletionResponse,
@@ -341,6 +342,42 @@ class LlamaCppClient(TextTools, Administration):
         other = copy.copy(self)
         other._transport = self._transport.with_limits(timeout, total_timeout)  # noqa: SLF001
         return other
+
+    def subscribe(
+        self,
+        callback: Callable[[RequestRecord], object],
+        *,
+        chunk_times: bool = False,
+        text: bool = False,
+    ) -> Callable[[], None]:
+        """Have a function called with the record of each request when it is over.
+
+        It is called in the thread that ended the request, also for the requests of
+        copies that :meth:`with_options` made. What it raises is logged. Requests that
+        were sent before may lack what was asked for here.
+
+        Args:
+            callback: Called with a :class:`RequestRecord`.
+            chunk_times: Whether to note when each chunk of an answer came.
+            text: Whether the records hold what was sent and what was answered.
+
+        Returns:
+            What ends it; harmless when called again.
+
+        Raises:
+            ConfigurationError: It is no function.
+
+        Example:
+            >>> records = []
+            >>> end = client.subscribe(records.append, chunk_times=True)
+            >>> answer = client.completion("The KV cache", 8, temperature=0)
+            >>> end()
+            >>> records[0].usage.completion_tokens, len(records[0].chunk_times)
+            (8, 8)
+        """
+        return self._transport.listeners.subscribe(
+            callback, chunk_times=chunk_times, text=text
+        )
 
     def close(self) -> None:
         """Close the kept connections; the client cannot be used afterwards.

@@ -7,7 +7,8 @@ import json
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from array import array
+from collections.abc import Callable, Generator, Iterator, Mapping
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -15,8 +16,9 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 from llamatelemetry.api._assembly import Assembly, ChatAssembly, CompletionAssembly
 from llamatelemetry.api._errors import error_from_reply, error_parts
 from llamatelemetry.api._parsing import chat_chunk, completion_chunk, parse_with
+from llamatelemetry.api._record import RequestRecord
 from llamatelemetry.api._sse import Event, EventDecoder
-from llamatelemetry.api._transport import RequestRecord, Transport
+from llamatelemetry.api._transport import Transport
 from llamatelemetry.api.responses import (
     ChatCompletionChunk,
     ChatCompletionResponse,
@@ -67,7 +69,9 @@ class TokenStream(Generator[ChunkT, None, None], Generic[ChunkT, ResponseT]):
     ) -> None:
         self._transport = transport
         self._reply = transport.stream(path, body)
+        self._body = body
         self._record = RequestRecord(kind=self._kind, path=path)
+        self._chunk_times: array[float] | None = None  # only if somebody wants them
         self._assembly = self._new_assembly()
         self._parser = self._new_parser()
         self._on_progress = on_progress
@@ -110,6 +114,11 @@ class TokenStream(Generator[ChunkT, None, None], Generic[ChunkT, ResponseT]):
     def progress(self) -> PromptProgress | None:
         """How far the prompt is read; None before the server says so."""
         return self._assembly.progress
+
+    @property
+    def record(self) -> RequestRecord:
+        """What subscribers are told of it; not whole before the end."""
+        return self._record
 
     @property
     def cancelled(self) -> bool:
@@ -170,6 +179,8 @@ class TokenStream(Generator[ChunkT, None, None], Generic[ChunkT, ResponseT]):
         self._decoder = EventDecoder()
         self._events = iter(())
         self._record.time_to_first_token = None
+        if self._chunk_times is not None:
+            self._record.chunk_times = self._chunk_times = array("d")
         self._cut_off = False
         self._begun_anew = True
         if self._cancelled:  # in between, by another thread
@@ -285,7 +296,7 @@ class TokenStream(Generator[ChunkT, None, None], Generic[ChunkT, ResponseT]):
 
     def _open(self) -> None:
         if not self._begun_anew:
-            self._record.start = time.monotonic()
+            self._begin_record()
         reply = self._reply
         status = reply.open()
         what = f"POST {self._record.path}"
@@ -299,6 +310,16 @@ class TokenStream(Generator[ChunkT, None, None], Generic[ChunkT, ResponseT]):
                 f"llama-server or something between changed it: {start!r}",
                 status=status,
             )
+
+    def _begin_record(self) -> None:
+        """Note what is known before it is sent, if anybody wants to know."""
+        record, body = self._record, self._body
+        self._transport.listeners.begin(record, body)
+        if record.chunk_times is not None:
+            self._chunk_times = record.chunk_times = array("d")
+        if isinstance(body, Mapping) and isinstance(body.get("id_slot"), int):
+            record.slot = body["id_slot"] if body["id_slot"] >= 0 else None
+        record.start = time.monotonic()
 
     def _take(self, event: Event) -> ChunkT | None:
         """Take an event in; return its chunk if it is one for the caller."""
@@ -315,7 +336,10 @@ class TokenStream(Generator[ChunkT, None, None], Generic[ChunkT, ResponseT]):
             raise self._stream_error(message, status=details.get("code"), kind=kind)
         chunk = parse_with(self._parser, decoded, "chunk")
         assembly = self._assembly
-        assembly.add(chunk)
+        if self._chunk_times is not None:
+            self._add_timed(chunk, self._chunk_times)
+        else:
+            assembly.add(chunk)
         if self._record.time_to_first_token is None and assembly.tokens_seen:
             self._record.time_to_first_token = time.monotonic() - self._record.start
         if chunk.prompt_progress is not None:
@@ -323,6 +347,13 @@ class TokenStream(Generator[ChunkT, None, None], Generic[ChunkT, ResponseT]):
                 self._on_progress(chunk.prompt_progress)
             return None  # an empty delta, said again in the first chunk of the answer
         return chunk if chunk.choices else None
+
+    def _add_timed(self, chunk: ChunkT, times: array[float]) -> None:
+        """Take a chunk in, and note when, if there is something of the answer in it."""
+        before = self._assembly.tokens_seen
+        self._assembly.add(chunk)
+        if self._assembly.tokens_seen > before:
+            times.append(time.monotonic())
 
     def _decoded(self, data: bytes) -> dict[str, Any]:
         """Return an event's JSON object.
@@ -373,6 +404,9 @@ class TokenStream(Generator[ChunkT, None, None], Generic[ChunkT, ResponseT]):
         record.finish_reason = assembly.finish_reason or (
             "cancelled" if self._cancelled else None
         )
+        record.server = self._reply.server
+        if self._transport.listeners.text:
+            record.answer = assembly.text
         if self._reply.opened:
             self._transport.tell(record)
 

@@ -69,6 +69,7 @@ class PoolReply:
     Attributes:
         status: The HTTP status; 0 before ``open`` has returned.
         headers: The reply's headers.
+        server: The base URL of the server that is asked, or was last; None before.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class PoolReply:
     ) -> None:
         self.status = 0
         self.headers: Mapping[str, str] = {}
+        self.server: str | None = None
         self._router = router
         self._question = question
         self._failed = failed
@@ -156,6 +158,7 @@ class PoolReply:
 
     def _begin(self, member: Member, deadline: Deadline) -> ReplyStream:
         inner = self._question.send_to(member, deadline)
+        self.server = inner.server
         with self._lock:
             self._inner = inner
             closed = self._closed
@@ -293,11 +296,13 @@ class PoolRequests:
             with contextlib.closing(reply):
                 status = reply.open()
                 try:
-                    return Reply(status, reply.headers, reply.read())
+                    body = reply.read()
                 except ConnectionFailedError:
                     anew = reply.again()
                     if anew is None:
                         raise
+                else:
+                    return Reply(status, reply.headers, body, reply.server)
             reply = anew
 
     def stream(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -10,9 +11,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from http import HTTPStatus
 from pathlib import Path
 
 from llamatelemetry._deadline import Deadline
+from llamatelemetry._http import HTTPClient
+from llamatelemetry.exceptions import ClientError
 from llamatelemetry.server._linux import bytes_loaded, group_listens
 from llamatelemetry.server._process import ServerProcess
 from llamatelemetry.server.config import ServerConfig
@@ -31,6 +35,41 @@ _JOIN_SECONDS = 5.0
 _READ_SECONDS = 0.2
 _READ_BYTES = 64 * 2**10
 _PROGRESS_STEP = 0.01
+_HEALTH_TIMEOUT = 2.0
+_SHORTEST_LOOK = 0.05
+
+_logger = logging.getLogger(__name__)
+
+
+class EventListeners:
+    """Those who are told of each event of a server, over all its starts."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._all: tuple[Callable[[Event], object], ...] = ()
+
+    def subscribe(self, callback: Callable[[Event], object]) -> Callable[[], None]:
+        """Have a function called with each event; return what ends that."""
+
+        def tell(event: Event) -> None:  # each subscription is one of its own
+            callback(event)
+
+        with self._lock:
+            self._all = (*self._all, tell)
+
+        def unsubscribe() -> None:
+            with self._lock:
+                self._all = tuple(one for one in self._all if one is not tell)
+
+        return unsubscribe
+
+    def tell(self, event: Event) -> None:
+        """Call everybody; what they raise must not end what the server needs."""
+        for callback in self._all:
+            try:
+                callback(event)
+            except Exception:
+                _logger.exception("a subscriber to a server's events has failed")
 
 
 class Run:
@@ -53,6 +92,7 @@ class Run:
         *,
         engine_name: str,
         on_end: Callable[[Run], None],
+        on_event: Callable[[Event], None],
     ) -> None:
         self.config = config
         self.engine_name = engine_name
@@ -66,7 +106,7 @@ class Run:
         self._listening = False
         self._fraction = 0.0
         self._model_bytes = _model_bytes(config)
-        self._on_end = on_end
+        self._on_end, self._on_event = on_end, on_event
         self._pump = threading.Thread(
             target=self._read_log, name=f"llamatelemetry-log-{process.pid}", daemon=True
         )
@@ -82,11 +122,12 @@ class Run:
             return tuple(self._events)
 
     def add(self, event: Event) -> None:
-        """Record an event and wake who waits for one."""
+        """Record an event, wake who waits for one, and tell it."""
         with self._news:
             self._events.append(event)
             self._listening = self._listening or isinstance(event, Listening)
             self._news.notify_all()
+        self._on_event(event)
 
     def wait_for_event(self, seconds: float) -> None:
         """Wait until something is recorded, at most this long."""
@@ -101,6 +142,20 @@ class Run:
         if not self._listening:
             self._listening = group_listens(self.process.pid, self.config.port)
         return self._listening
+
+    def answers_ready(self, connection: HTTPClient, deadline: Deadline) -> bool:
+        """Whether it answers now that it takes requests."""
+        seconds = min(_HEALTH_TIMEOUT, max(_SHORTEST_LOOK, deadline.remaining))
+        try:
+            reply = connection.request(
+                "GET",
+                "/health",
+                connect_timeout=seconds,
+                silence_timeout=seconds,
+            )
+        except ClientError:
+            return False
+        return reply.status == HTTPStatus.OK
 
     def note_progress(self) -> LoadProgress | None:
         """Record and return how far loading is, if it has moved by a hundredth."""

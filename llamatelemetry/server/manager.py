@@ -12,7 +12,6 @@ from typing import Self
 from llamatelemetry._deadline import Deadline
 from llamatelemetry._http import HTTPClient
 from llamatelemetry.exceptions import (
-    ClientError,
     ConfigurationError,
     LLCudaError,
     PortInUseError,
@@ -28,7 +27,7 @@ from llamatelemetry.server._preflight import (
     resolve_port,
     with_absolute_paths,
 )
-from llamatelemetry.server._run import Run
+from llamatelemetry.server._run import EventListeners, Run
 from llamatelemetry.server.config import ServerConfig
 from llamatelemetry.server.engine import (
     EngineLike,
@@ -44,8 +43,6 @@ from llamatelemetry.server.status import ServerStatus
 
 _POLL_SECONDS = 0.01
 _PROGRESS_SECONDS = 0.1
-_HEALTH_TIMEOUT = 2.0
-_SHORTEST_LOOK = 0.05
 _FREE_PORT_STARTS = 3
 
 
@@ -94,6 +91,7 @@ class ServerManager:
         self._timeout = timeout
         self._environment = dict(environment or {})
         self._progress = progress
+        self._listeners = EventListeners()
         self._state = ServerState.NEW
         self._error: LLCudaError | None = None
         self._run: Run | None = None
@@ -194,6 +192,7 @@ class ServerManager:
                 process,
                 engine_name=str(engine),
                 on_end=self._settle,
+                on_event=self._listeners.tell,
             )
             for text in (*config.notes, *decisions.notices):
                 run.add(Notice(text))
@@ -264,7 +263,7 @@ class ServerManager:
             while self._is_alive(run):
                 if self._state is ServerState.READY:
                     return True
-                if run.listens() and _answers_ready(connection, deadline):
+                if run.listens() and run.answers_ready(connection, deadline):
                     return self._become_ready(run)
                 if time.monotonic() >= next_report:
                     next_report = time.monotonic() + _PROGRESS_SECONDS
@@ -381,6 +380,30 @@ class ServerManager:
     def events(self) -> tuple[Event, ...]:
         """What happened since the last start, as typed values, oldest first."""
         return self._run.events if self._run is not None else ()
+
+    def subscribe(self, callback: Callable[[Event], object]) -> Callable[[], None]:
+        """Have a function called with each event as it happens, over all starts.
+
+        It is called in whichever thread notes the event, and has to be quick; what it
+        raises is logged.
+
+        Args:
+            callback: Called with an event, as in ``events``.
+
+        Returns:
+            What ends it; harmless when called again.
+
+        Example:
+            >>> from llamatelemetry import ServerConfig, ServerManager
+            >>> manager = ServerManager(ServerConfig("model.gguf", port=0))
+            >>> seen = []
+            >>> end = manager.subscribe(lambda event: seen.append(type(event).__name__))
+            >>> with manager:
+            ...     end()
+            >>> "Ready" in seen, "Exited" in seen
+            (True, False)
+        """
+        return self._listeners.subscribe(callback)
 
     def get_url(self) -> str:
         """Return the server's base URL, like ``http://127.0.0.1:8080``.
@@ -588,17 +611,3 @@ class ServerManager:
                 f"a {self._state.value} server cannot become {state.value}"
             )
         self._state = state
-
-
-def _answers_ready(connection: HTTPClient, deadline: Deadline) -> bool:
-    seconds = min(_HEALTH_TIMEOUT, max(_SHORTEST_LOOK, deadline.remaining))
-    try:
-        reply = connection.request(
-            "GET",
-            "/health",
-            connect_timeout=seconds,
-            silence_timeout=seconds,
-        )
-    except ClientError:
-        return False
-    return reply.status == 200  # noqa: PLR2004 - HTTP's OK

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llamatelemetry._deadline import Deadline
-from llamatelemetry.api.client import LlamaCppClient
+from llamatelemetry.api.client import LlamaCppClient, RequestRecord
 from llamatelemetry.exceptions import ConfigurationError
 from llamatelemetry.widgets._answer import AnswerView
 from llamatelemetry.widgets._generation import Generation, Progress
@@ -79,10 +79,15 @@ class History:
 
     Args:
         client: Returns the client to ask with; called for each question.
+        measured: Returns in words what is known of a request that is over.
     """
 
-    def __init__(self, client: Callable[[], LlamaCppClient]) -> None:
-        self._client = client
+    def __init__(
+        self,
+        client: Callable[[], LlamaCppClient],
+        measured: Callable[[RequestRecord], str] = lambda _: "",
+    ) -> None:
+        self._client, self._measured = client, measured
         self._exchanges: list[Exchange] = []
         self._cleared: list[Exchange] = []
         self.system = ""
@@ -214,7 +219,9 @@ class History:
     def _ask(self, question: Turn, before: Sequence[Exchange]) -> Exchange:
         messages = messages_for([*_said(before), question], self.system)
         sampling, changed = dict(self.sampling), threading.Event()
-        generation = Generation(self._client(), messages, sampling, changed.set)
+        generation = Generation(
+            self._client(), messages, sampling, changed.set, self._measured
+        )
         exchange = Exchange(question, generation, sampling, changed)
         _leave([one for one in self._exchanges if one not in before])
         self._exchanges = [*before, exchange]

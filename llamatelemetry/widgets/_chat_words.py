@@ -70,6 +70,8 @@ def _figures(progress: Progress) -> list[str]:
         parts.append(f"{total:,} of {progress.context_size:,} tokens of the context")
     elif progress.completion_tokens:
         parts.append(_tokens(progress.completion_tokens))
+    if progress.measured:
+        parts.append(progress.measured)
     return parts
 
 

@@ -9,7 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llamatelemetry.api.client import ChatCompletionChunk, ChatStream, LlamaCppClient
+from llamatelemetry.api.client import (
+    ChatCompletionChunk,
+    ChatStream,
+    LlamaCppClient,
+    RequestRecord,
+)
 from llamatelemetry.api.responses import PromptProgress
 from llamatelemetry.exceptions import (
     ClientError,
@@ -57,6 +62,7 @@ class Progress:
         model: The model's alias; "" before it is known.
         idle_seconds: From ``stop()`` to when the slot was seen idle; None if it was
             not stopped, or not seen.
+        measured: Where it ran and what it cost, in words, if that is recorded.
         note: What there is to say beside the text: what went wrong, or why nothing is
             known about the slot. "" for nothing.
         drop: How many of the oldest questions to drop, where that helps; else None.
@@ -76,6 +82,7 @@ class Progress:
     seed: int | None = None
     model: str = ""
     idle_seconds: float | None = None
+    measured: str = ""
     note: str = ""
     drop: int | None = None
 
@@ -108,6 +115,7 @@ class Generation:
             None: the room that is left in the context. ``seed`` likewise: a random
             one, which also tells the answer's slot from others.
         on_change: Called, in any thread and quickly, when something has changed.
+        measured: Returns in words what is known of a request that is over.
     """
 
     def __init__(
@@ -116,13 +124,14 @@ class Generation:
         messages: Sequence[Mapping[str, Any]],
         options: Mapping[str, Any] | None = None,
         on_change: Callable[[], object] = lambda: None,
+        measured: Callable[[RequestRecord], str] = lambda _: "",
     ) -> None:
         self._client = client
         self._messages = list(messages)
         self._options: dict[str, Any] = dict(options or {})
         if self._options.get("seed") in _RANDOM_SEEDS:
             self._options["seed"] = random.randrange(_MOST_SEED)  # noqa: S311 -- no secret
-        self._on_change = on_change
+        self._on_change, self._measured = on_change, measured
         self._lock = threading.Lock()
         self._state: State = "waiting"
         self._facts: dict[str, Any] = {"seed": self._options["seed"]}
@@ -273,7 +282,7 @@ class Generation:
             facts["completion_tokens"] = usage.completion_tokens
         if timings is not None and timings.predicted_per_second:
             facts["tokens_per_second"] = timings.predicted_per_second
-        self._end("done", **facts)
+        self._end("done", measured=self._measured(stream.record), **facts)
 
     def _learn(self, state: State | None = None, **facts: Any) -> None:
         with self._lock:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llamatelemetry._files import write_whole
-from llamatelemetry.api.client import ChatOptions, LlamaCppClient
+from llamatelemetry.api.client import ChatOptions, LlamaCppClient, RequestRecord
 from llamatelemetry.exceptions import ConfigurationError, LLCudaError
 from llamatelemetry.widgets import _transcript
 from llamatelemetry.widgets._chat_controls import DEFAULTS
@@ -89,7 +89,7 @@ class ChatPanel(Panel):
                 "running server: LlamaCppClient(server.get_url())"
             )
         self._source = client
-        self._history = History(self._client)
+        self._history = History(self._client, self._measured)
         self._history.system = system or ""
         self._history.sampling.update(DEFAULTS, **_checked(sampling))
         self._pages: dict[Exchange, str] = {}  # the HTML of what is over
@@ -352,6 +352,11 @@ class ChatPanel(Panel):
             return self._source
         client: LlamaCppClient = self._source.client
         return client
+
+    def _measured(self, record: RequestRecord) -> str:
+        """Return what the session's timeline knows of a request; "" without one."""
+        timeline = getattr(self._source, "timeline", None)
+        return "" if timeline is None else timeline.describe(record)
 
     def _require_face(self) -> Face:
         if self._face is None:

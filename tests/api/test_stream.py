@@ -21,6 +21,7 @@ from llamatelemetry.api.client import (
 )
 from llamatelemetry.exceptions import (
     ClientError,
+    ConfigurationError,
     ConnectionFailedError,
     RequestTimeoutError,
     StreamError,
@@ -516,6 +517,108 @@ def test_a_listener_that_fails_breaks_nothing(
 
     assert client.chat_completion(MESSAGES).usage.total_tokens == 13
     assert "on_request failed" in caplog.text
+
+
+def test_subscribers_get_what_they_asked_for(stand_in: StandIn) -> None:
+    """Each its own: times of chunks or none, text or none; `on_request` has no text."""
+    plain: list[RequestRecord] = []
+    timed: list[RequestRecord] = []
+    told: list[RequestRecord] = []
+    url = stand_in.url(pace=0.02, thoughts=1)
+    client = LlamaCppClient(url, on_request=told.append)
+    client.subscribe(plain.append)
+    end = client.subscribe(timed.append, chunk_times=True, text=True)
+    stream = client.with_options(timeout=9).chat_completion_stream(MESSAGES, seed=4)
+    list(stream)
+    end()
+    end()
+    client.chat_completion(MESSAGES)
+
+    assert (len(plain), len(timed), len(told)) == (2, 1, 2)
+    (record,) = timed
+    assert record.answer == "w0 w1 w2 "
+    assert record.sent is not None
+    assert record.sent["messages"] == MESSAGES
+    assert "Hello" not in repr(record)
+    assert record.parameters == {
+        "max_tokens": 256, "temperature": 0.8, "top_p": 0.95, "top_k": 40,
+        "repeat_penalty": 1.1, "seed": 4,
+    }  # fmt: skip
+    assert record.server == url
+    assert record.slot is None
+    times = record.chunk_times
+    assert times is not None
+    assert len(times) == 4
+    assert record.start + 0.015 < times[0]
+    assert times[-1] - times[0] > 0.05
+    assert record.time_to_first_token == pytest.approx(
+        times[0] - record.start, abs=0.005
+    )
+    for other in (plain[0], told[0]):
+        assert (other.sent, other.answer) == (None, None)
+        assert other.chunk_times == times
+        assert other.parameters == record.parameters
+    assert plain[1].chunk_times is None
+    assert stream.record is record
+    with pytest.raises(ConfigurationError, match="function of a RequestRecord"):
+        client.subscribe(5)  # type: ignore[arg-type]
+
+
+def test_with_nobody_subscribed_nothing_more_is_noted(stand_in: StandIn) -> None:
+    """A record of `on_request` is what it was before."""
+    records: list[RequestRecord] = []
+    client = LlamaCppClient(stand_in.url(), on_request=records.append)
+    client.chat_completion(MESSAGES)
+
+    (record,) = records
+    assert (record.chunk_times, record.parameters, record.sent) == (None, None, None)
+    assert record.answer is None
+
+
+def test_the_slot_that_was_asked_for_is_noted(stand_in: StandIn) -> None:
+    """A request that names its slot is answered by that; -1 names none."""
+    records: list[RequestRecord] = []
+    client = LlamaCppClient(stand_in.url(), on_request=records.append)
+    client.chat_completion(MESSAGES, id_slot=3)
+    client.chat_completion(MESSAGES, id_slot=-1)
+    client.completion("x", id_slot=1)
+
+    assert [record.slot for record in records] == [3, None, 1]
+
+
+def test_a_request_in_one_piece_has_no_times_of_chunks(stand_in: StandIn) -> None:
+    """Its body is told to who asked for text; what failed names its server too."""
+    records: list[RequestRecord] = []
+    url = stand_in.url()
+    client = LlamaCppClient(url)
+    client.subscribe(records.append, chunk_times=True, text=True)
+    client.embeddings("a text")
+    client.get_slots()
+    nobody = LlamaCppClient("http://127.0.0.1:9")
+    nobody.subscribe(records.append)
+    with pytest.raises(ConnectionFailedError):
+        nobody.embeddings("a text")
+
+    embedded, looked, failed = records
+    assert embedded.sent == {"input": "a text"}
+    assert (embedded.chunk_times, embedded.answer) == (None, None)
+    assert (looked.sent, looked.parameters) == (None, None)
+    assert embedded.server == looked.server == url
+    assert (failed.server, failed.sent) == ("http://127.0.0.1:9", None)
+
+
+def test_a_subscriber_that_fails_stops_no_other(
+    stand_in: StandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged, the answer comes, and others are told."""
+    records: list[RequestRecord] = []
+    client = stand_in.client()
+    client.subscribe(lambda _: 1 / 0)
+    client.subscribe(records.append)
+
+    assert client.chat_completion(MESSAGES).usage.total_tokens == 13
+    assert len(records) == 1
+    assert "a subscriber failed" in caplog.text
 
 
 def test_an_answer_lost_in_its_reasoning_warns_once(stand_in: StandIn) -> None:

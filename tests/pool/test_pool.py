@@ -293,12 +293,15 @@ def test_an_answer_nobody_has_seen_is_asked_again(
     records: list[RequestRecord] = []
     with make_pool() as pool:
         client = pool.make_client(on_request=records.append)
+        client.subscribe(lambda _: None, chunk_times=True)
         answer = client.chat_completion(
             MESSAGES, extra_body=asks(die=moment, once=tmp_path / "died", tokens=5)
         )
 
         assert answer.choices[0].message.content == "w0 w1 w2 w3 w4 "
         assert [record.error for record in records] == [None]
+        assert len(records[0].chunk_times or ()) == 5  # of the second try alone
+        assert records[0].server in [one.get_url() for one in pool.servers]
         assert sum(one.requests for one in pool.status()) == 2
         assert sum(one.in_flight for one in pool.status()) == 0
         wait_for(lambda: pool.status().ready == 2)
@@ -316,6 +319,7 @@ def test_other_requests_are_asked_again_too(
         reply = http.request("POST", "/v1/completions", json={"prompt": "x"} | body)
 
         assert reply.body.endswith(b"data: [DONE]\n\n")
+        assert reply.server in [one.get_url() for one in pool.servers]
         with pytest.raises(ConnectionFailedError):
             http.request(
                 "POST", "/v1/completions", json={"prompt": ""} | asks(end="cut")

@@ -18,10 +18,17 @@ NAMES = {
     3: "services",
     4: "composition",
     5: "session",
-    6: "faces",
+    6: "work over a session",
+    7: "faces",
 }
-COLOURS = ["#eceff1", "#e3f2fd", "#e8f5e9", "#fffde7", "#fff3e0", "#fce4ec", "#ede7f6"]
-ROOMS = ("setup", "gguf", "gpu", "server", "api", "pool", "widgets")
+COLOURS = [
+    *("#eceff1", "#e3f2fd", "#e8f5e9", "#fffde7"),
+    *("#fff3e0", "#fce4ec", "#e0f2f1", "#ede7f6"),
+]
+ROOMS = (
+    *("setup", "gguf", "gpu", "server", "api", "pool"),
+    *("telemetry", "batch", "bench", "widgets"),
+)
 TOP = "top modules"
 
 WIDTH, LABEL, GAP, LINE, BOX = 960, 130, 8, 15, 190

@@ -1,0 +1,131 @@
+"""Texts with fields, as ``str.format`` has them, read once and filled for each row."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from llamatelemetry.exceptions import ConfigurationError
+
+__all__ = ["MissingFieldError", "Template", "TemplateError"]
+
+_DOUBLED = "Braces that are no field are doubled: {{ and }}"
+_WHOLE_ROW = "row"
+
+
+class TemplateError(Exception):
+    """A row that a template cannot be filled with."""
+
+
+class MissingFieldError(TemplateError):
+    """A row without a column that the template needs."""
+
+
+class _Filler(string.Formatter):
+    """``str.format`` with None as nothing, as an empty cell of a CSV is."""
+
+    def format_field(self, value: Any, format_spec: str) -> Any:
+        return "" if value is None else super().format_field(value, format_spec)
+
+
+_FILLER = _Filler()
+
+
+class Template:
+    """One text with fields.
+
+    Attributes:
+        fields: The columns it needs; "row" stands for a whole row of one value.
+    """
+
+    def __init__(self, text: str, names: Sequence[str] = ()) -> None:
+        self._text = text
+        self.fields = frozenset(self._checked(names))
+        self._constant = None if self.fields else text.format()
+
+    def _checked(self, names: Sequence[str]) -> Iterator[str]:
+        try:
+            found = list(_fields(self._text))
+        except ValueError as error:
+            raise ConfigurationError(
+                f"the prompt cannot be read as a template ({error}). {_DOUBLED}"
+            ) from error
+        for field in found:
+            name = _checked_name(field)
+            if names and name not in names:
+                raise ConfigurationError(
+                    f"the prompt has the field {{{field}}}, but the rows have no "
+                    f"column {name!r}; they have {_listed(names)}. {_DOUBLED}"
+                )
+            yield name
+
+    def fill(self, value: Any) -> str:
+        """Return the text for one row.
+
+        Raises:
+            MissingFieldError: The row lacks a field.
+            TemplateError: Its fields are empty, or a value does not suit.
+        """
+        if self._constant is not None:
+            return self._constant
+        values = value if isinstance(value, Mapping) else {_WHOLE_ROW: value}
+        missing = sorted(self.fields - values.keys())
+        if missing:
+            raise MissingFieldError(_lacking(missing[0], value))
+        if all(_is_empty(values[name]) for name in self.fields):
+            raise TemplateError(
+                f"the row is empty in {_listed(sorted(self.fields))}, and the prompt "
+                "has no other field"
+            )
+        try:
+            return _FILLER.vformat(self._text, (values.get(_WHOLE_ROW),), values)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise TemplateError(f"the prompt cannot be filled: {error}") from error
+
+
+def _fields(text: str) -> Iterator[str]:
+    """Yield the fields of a text, those inside of others' format included."""
+    for _, field, specification, _ in _FILLER.parse(text):
+        if field is not None:
+            yield field
+            yield from _fields(specification or "")
+
+
+def _checked_name(field: str) -> str:
+    """Return the column a field is filled from.
+
+    Raises:
+        ConfigurationError: It looks inside of objects.
+    """
+    name = field.partition(".")[0].partition("[")[0]
+    if "._" in field or "[_" in field:
+        raise ConfigurationError(
+            f"the prompt's field {{{field}}} looks inside of an object, which no field "
+            f"may; use a function for the prompt. {_DOUBLED}"
+        )
+    if not name:
+        if field:
+            raise ConfigurationError(
+                f"the prompt's field {{{field}}} names no column. {_DOUBLED}"
+            )
+        return _WHOLE_ROW
+    return name
+
+
+def _lacking(field: str, value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return (
+            f"the prompt has the field {{{field}}}, but the rows are plain values of "
+            f"the kind {type(value).__name__}, which {{row}} stands for. {_DOUBLED}"
+        )
+    columns = _listed(list(map(str, value)))
+    return f"the prompt has the field {{{field}}}; the row has {columns}. {_DOUBLED}"
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:20])) + (", …" if len(names) > 20 else "")  # noqa: PLR2004 -- what fits into a message

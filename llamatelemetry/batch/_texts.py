@@ -1,0 +1,89 @@
+"""The text of a row that a vector is asked for, and the digest of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from typing import Any, TypeAlias
+
+from llamatelemetry.batch._asks import RowError
+from llamatelemetry.batch._rows import Row
+from llamatelemetry.batch._templates import MissingFieldError, Template, TemplateError
+from llamatelemetry.exceptions import ConfigurationError
+
+__all__ = ["Texts", "WhichText", "text_key"]
+
+WhichText: TypeAlias = str | Callable[[Any], str] | None
+
+
+class Texts:
+    """Takes the text out of each row.
+
+    Args:
+        text: A column, a template, a function of the row's value, or None for rows
+            that are texts themselves.
+        names: The rows' columns, as far as they are known.
+
+    Raises:
+        ConfigurationError: It is none of these, or the rows have no such column.
+    """
+
+    def __init__(self, text: WhichText, names: Sequence[str]) -> None:
+        self._names = names
+        if text is None:
+            if names:
+                raise ConfigurationError(
+                    "text says which text of a row is meant: a column like "
+                    f"text={names[0]!r}, or a template like 'Title: {{title}}'"
+                )
+            self._take: Callable[[Any], Any] = lambda value: value
+        elif isinstance(text, str):
+            self._take = _column(text, names) or Template(text, names).fill
+        elif callable(text):
+            self._take = text
+        else:
+            raise ConfigurationError(
+                "text takes a column, a template or a function of a row, not "
+                f"{type(text).__name__}"
+            )
+
+    def of(self, row: Row) -> str:
+        """Return a row's text.
+
+        Raises:
+            RowError: It has none.
+            ConfigurationError: It is the first, and lacks what the template needs.
+        """
+        try:
+            text = self._take(row.value)
+        except MissingFieldError as error:
+            if row.position == 0:
+                raise ConfigurationError(str(error)) from error
+            raise RowError(str(error), "TemplateError") from error
+        except TemplateError as error:
+            raise RowError(str(error), "TemplateError") from error
+        except Exception as error:  # the user's function may raise anything
+            raise RowError(str(error), type(error).__name__) from error
+        if not isinstance(text, str):
+            raise RowError(f"the text is {type(text).__name__}", "TypeError")
+        if not text.strip():
+            raise RowError("the text is empty", "EmptyPromptError")
+        return text
+
+
+def text_key(text: str) -> str:
+    """Return 32 hex digits that stand for a text of which a vector is asked."""
+    # Not what a chat with the same text has: their files may lie in one folder.
+    digest = blake2b(digest_size=16, person=b"embeddings")
+    digest.update(text.encode(errors="surrogatepass"))
+    return digest.hexdigest()
+
+
+def _column(text: str, names: Sequence[str]) -> Callable[[Any], Any] | None:
+    """Return what takes one column; None if the text is a template."""
+    if text not in names:
+        if "{" in text:
+            return None
+        known = f"they have {', '.join(names)}" if names else "they have none"
+        raise ConfigurationError(f"the rows have no column {text!r}; {known}")
+    return lambda value: value.get(text)

@@ -1,0 +1,242 @@
+"""compare(): two servers, or two ways to run one, measured in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, TypeAlias
+
+from llamatelemetry.api.client import LlamaCppClient
+from llamatelemetry.bench._benchmark import CONCURRENCY, Bench, Plan, planned
+from llamatelemetry.bench._metrics import LoadResult
+from llamatelemetry.bench._prompts import Given
+from llamatelemetry.bench._ratios import checked_metrics
+from llamatelemetry.bench._target import Target, opened
+from llamatelemetry.bench.comparison import Comparison
+from llamatelemetry.bench.results import BenchmarkResult
+from llamatelemetry.exceptions import ConfigurationError
+from llamatelemetry.gpu.monitor import GPUMonitor
+from llamatelemetry.server.config import ServerConfig
+from llamatelemetry.server.engine import EngineLike
+from llamatelemetry.server.manager import ServerManager
+
+__all__ = ["Compared", "compare"]
+
+Compared: TypeAlias = Target | ServerConfig
+Opening: TypeAlias = Callable[[], AbstractContextManager[Bench]]
+
+_METRICS = ("output_tokens_per_second", "time_to_first_token", "time_per_output_token")
+_MOST_ROUNDS = 1000
+
+
+def compare(
+    a: Compared,
+    b: Compared,
+    prompts: Given = None,
+    *,
+    rounds: int = 6,
+    metrics: str | Sequence[str] = _METRICS,
+    names: tuple[str, str] = ("a", "b"),
+    side_by_side: bool = False,
+    engine: EngineLike | None = None,
+    concurrency: int = 1,
+    request_rate: float | None = None,
+    requests: int | None = None,
+    max_tokens: int = 128,
+    prompt_tokens: int = 128,
+    shared_prefix: int = 0,
+    warm_up: int | None = None,
+    burstiness: float = 1.0,
+    seed: int = 0,
+    temperature: float = 0,
+    ignore_eos: bool = True,
+    timeout: float = 600,
+    monitor: GPUMonitor | None = None,
+    progress: bool = True,
+    **sampling: Any,
+) -> Comparison:
+    """Measure two things in turn, a b b a, and say whether they differ.
+
+    Both are asked the same in each round, and something else in the next. What slows
+    the machine down for a while slows both, and the order wears off. A ratio is that of
+    one round; of their median there is a spread, and where it has 1 in it no
+    difference can be told. Six rounds are the fewest that can tell one.
+
+    A ServerConfig's server is started and stopped for each of its turns, since two
+    may not fit a card; ``side_by_side=True`` has both loaded all the time, which spares
+    the loading. Either gets a free port.
+
+    As in :func:`benchmark` prompts are computed anew each time, so that a server can be
+    compared with itself; with a ``shared_prefix`` they are not.
+
+    Args:
+        a: A session, a pool, a client, a URL, or the ServerConfig of a server to start.
+        b: What it is compared with, likewise.
+        prompts: As for :func:`benchmark`.
+        rounds: How many ratios there are.
+        metrics: What they are compared by: names of numbers and times of a
+            :class:`LoadResult`; of times, the median of a round.
+        names: What they are called where they are shown.
+        side_by_side: Whether servers of configurations run all the time.
+        engine: What configurations are started with; None: see
+            :func:`llamatelemetry.server.find_engine`.
+        concurrency: Requests kept running at once.
+        request_rate: Requests sent per second, in place of that.
+        requests: Requests of each round, as for :func:`benchmark`.
+        max_tokens: Tokens of an answer.
+        prompt_tokens: Tokens of a made prompt.
+        shared_prefix: Tokens at the beginning that all made prompts have in common.
+        warm_up: Requests before each turn that are not measured, as for
+            :func:`benchmark`.
+        burstiness: How requests of an open loop are spread.
+        seed: Equal seeds give equal prompts and arrivals.
+        temperature: 0 takes the likeliest token always.
+        ignore_eos: Whether an answer goes on to its last token.
+        timeout: Seconds of silence after which a request fails.
+        monitor: Watches the cards.
+        progress: Whether bars are shown.
+        **sampling: What else chat_completion takes.
+
+    Raises:
+        ConfigurationError: A value cannot work; nothing was sent or started.
+        LLCudaError: A server cannot be started or asked.
+
+    Example:
+        >>> from llamatelemetry import ServerConfig
+        >>> from llamatelemetry.bench import compare
+        >>> one = ServerConfig("model.gguf", context_size=512, threads=1)
+        >>> other = one.replace(cache_type_k="q8_0")
+        >>> comparison = compare(
+        ...     one, other, rounds=1, requests=2, max_tokens=8, side_by_side=True,
+        ...     progress=False,
+        ... )
+        >>> comparison.ratios[0].verdict
+        'too few rounds to tell a difference: six are needed'
+    """
+    chosen = checked_metrics(metrics)
+    first, second = _checked_names(names)
+    plan = planned(
+        prompts=prompts,
+        **_repeated(concurrency, request_rate, rounds),
+        requests=requests,
+        max_tokens=max_tokens,
+        prompt_tokens=prompt_tokens,
+        shared_prefix=shared_prefix,
+        warm_up=warm_up,
+        burstiness=burstiness,
+        seed=seed,
+        ignore_eos=ignore_eos,
+        timeout=timeout,
+        sampling={"temperature": temperature, **sampling},
+    )
+    with ExitStack() as ending:
+        sides = [
+            _Side(name, _opening(one, plan, engine, monitor, progress=progress))
+            for name, one in ((first, a), (second, b))
+        ]
+        for side, one in zip(sides, (a, b), strict=True):
+            if side_by_side or not isinstance(one, ServerConfig):
+                side.keep_open(ending)
+        for number in range(rounds):
+            # In turn, and the other one first the next time.
+            for side in sides if number % 2 == 0 else reversed(sides):
+                side.take_turn(number)
+    return Comparison(sides[0].result, sides[1].result, (first, second), chosen)
+
+
+class _Side:
+    """One of the two, with what it has brought so far.
+
+    Args:
+        name: What it is called.
+        opening: Opens it to be measured.
+    """
+
+    def __init__(self, name: str, opening: Opening) -> None:
+        self._name, self._opening = name, opening
+        self._kept: Bench | None = None
+        self._loads: list[LoadResult] = []
+        self._result: BenchmarkResult | None = None
+
+    @property
+    def result(self) -> BenchmarkResult:
+        """What it has brought, after a turn at least."""
+        assert self._result is not None  # noqa: S101 - for the type checker
+        return self._result
+
+    def keep_open(self, ending: ExitStack) -> None:
+        """Open it now, until all has ended."""
+        self._kept = ending.enter_context(self._opening())
+
+    def take_turn(self, number: int) -> None:
+        """Measure one round."""
+        with ExitStack() as ending:
+            bench = self._kept or ending.enter_context(self._opening())
+            told = f"round {number + 1}, {self._name}, "
+            self._loads.append(bench.measure(number, told))
+            began = self._result.time if self._result is not None else None
+            self._result = bench.result(self._loads, began)
+
+
+def _opening(
+    what: Compared,
+    plan: Plan,
+    engine: EngineLike | None,
+    monitor: GPUMonitor | None,
+    *,
+    progress: bool,
+) -> Opening:
+    """Return what opens one of the two; nothing is started before that."""
+
+    @contextmanager
+    def opening() -> Iterator[Bench]:
+        with ExitStack() as ending:
+            target = what
+            if isinstance(target, ServerConfig):
+                # Both may name the same port, and both may run.
+                config = target.replace(port=0)
+                server = ending.enter_context(ServerManager(config, engine=engine))
+                target = ending.enter_context(
+                    LlamaCppClient(server.get_url(), config.api_key)
+                )
+            at = ending.enter_context(opened(target, plan.timeout))
+            yield ending.enter_context(Bench.of(at, plan, monitor, progress=progress))
+
+    return opening
+
+
+def _repeated(
+    concurrency: Any, request_rate: float | None, rounds: int
+) -> dict[str, Any]:
+    """Return the same load again and again, a round each.
+
+    Raises:
+        ConfigurationError: A value cannot work.
+    """
+    if isinstance(rounds, bool) or not isinstance(rounds, int):
+        rounds = 0
+    if not 1 <= rounds <= _MOST_ROUNDS:
+        raise ConfigurationError(
+            f"rounds must be a whole number from 1 to {_MOST_ROUNDS}"
+        )
+    if request_rate is None:
+        return {"concurrency": [concurrency] * rounds, "request_rate": None}
+    if concurrency != 1:
+        raise ConfigurationError(
+            "concurrency is of a closed loop and request_rate of an open one: give one"
+        )
+    return {"concurrency": CONCURRENCY, "request_rate": [request_rate] * rounds}
+
+
+def _checked_names(names: tuple[str, str]) -> tuple[str, str]:
+    """Return what the two are called.
+
+    Raises:
+        ConfigurationError: They are not two different texts.
+    """
+    is_pair = isinstance(names, list | tuple) and len(set(names)) == 2  # noqa: PLR2004 - a pair
+    if not is_pair or len(names) != 2 or not all(isinstance(one, str) for one in names):  # noqa: PLR2004 - the same
+        raise ConfigurationError(
+            f"names is {names!r}, and must be two different texts: ('before', 'after')"
+        )
+    return names[0], names[1]

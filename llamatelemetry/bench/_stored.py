@@ -1,0 +1,83 @@
+"""Results as JSON and back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llamatelemetry._files import write_whole
+from llamatelemetry.bench._metrics import SPREADS, LoadResult, Statistics
+from llamatelemetry.exceptions import ConfigurationError
+
+__all__ = ["FilePath", "known_fields", "load_from", "read", "written"]
+
+FilePath = str | os.PathLike[str]
+Value = TypeVar("Value")
+
+_FORMAT = 1
+
+
+def written(kind: str, value: Mapping[str, Any], path: FilePath | None) -> str | None:
+    """Write a result as JSON, or return it as text without a path.
+
+    Args:
+        kind: What it is: "benchmark" or "comparison".
+        value: Its fields.
+        path: The file; None for none.
+
+    Raises:
+        OSError: It cannot be written; the old file is as it was.
+    """
+    head = {"llamatelemetry": kind, "format": _FORMAT}
+    # What was put into requests may hold objects that JSON has no word for.
+    text = json.dumps({**head, **value}, indent=1, default=str)
+    if path is None:
+        return text
+    write_whole(path, text + "\n")
+    return None
+
+
+def read(kind: str, source: FilePath) -> dict[str, Any]:
+    """Return the fields of a result: from its text, or from a file.
+
+    Raises:
+        ConfigurationError: It is no result of that kind.
+        OSError: The file cannot be read.
+    """
+    is_text = isinstance(source, str) and source.lstrip().startswith("{")
+    text = str(source) if is_text else Path(source).read_text(encoding="utf-8")
+    what = "the text" if is_text else os.fspath(source)
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{what} is no JSON: {error}") from None
+    if not isinstance(value, dict) or value.get("llamatelemetry") != kind:
+        raise ConfigurationError(
+            f"{what} is no {kind} as to_json() of llamatelemetry writes it"
+        )
+    return value
+
+
+def known_fields(kind: type, value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that this version knows; a later one may have written more."""
+    names = {item.name for item in fields(kind)}
+    return {name: one for name, one in value.items() if name in names}
+
+
+def load_from(value: Mapping[str, Any]) -> LoadResult:
+    """Return a load from its fields."""
+    known = known_fields(LoadResult, value)
+    for name in SPREADS:
+        if known.get(name) is not None:
+            spread = known_fields(Statistics, known[name])
+            known[name] = Statistics(**spread)
+    return LoadResult(**known)
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """Return a dataclass as dictionaries and lists."""
+    return dict(asdict(value))

@@ -1,0 +1,213 @@
+"""Comparison: two things measured in turn, and the ratio of each round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self, overload
+
+from llamatelemetry import _bench_chart
+from llamatelemetry._tables import to_dataframe
+from llamatelemetry._units import printable
+from llamatelemetry.bench import _stored, _view
+from llamatelemetry.bench._ratios import METRICS, Ratio, ratio_of, value_of
+from llamatelemetry.bench._stored import FilePath
+from llamatelemetry.bench.results import BenchmarkResult
+
+__all__ = ["Comparison"]
+
+_HEADER = ("metric", "median ratio", "least", "most", "spread of the median", "verdict")
+COLUMNS = (
+    "round",
+    "first",
+    *(f"{name}_{of}" for name in METRICS for of in ("a", "b", "ratio")),
+)
+"""The columns of a table of rounds."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Comparison:
+    """What :func:`~llamatelemetry.bench.compare` has measured; shows itself as a table.
+
+    Attributes:
+        a: The first; its loads are the rounds.
+        b: The second, likewise.
+        names: What they are called.
+        metrics: What they are compared by.
+
+    Example:
+        >>> from llamatelemetry.bench import compare
+        >>> comparison = compare(
+        ...     client, url, rounds=2, requests=2, max_tokens=4, progress=False
+        ... )
+        >>> len(comparison.a.loads), [ratio.metric for ratio in comparison.ratios]
+        (2, ['output_tokens_per_second', 'time_to_first_token', ...])
+        >>> print(comparison)
+        b against a: 2 rounds, a b b a
+        ...
+    """
+
+    a: BenchmarkResult
+    b: BenchmarkResult
+    names: tuple[str, str]
+    metrics: tuple[str, ...]
+
+    @property
+    def ratios(self) -> tuple[Ratio, ...]:
+        """How many times the second has what the first has, for each metric."""
+        return tuple(
+            ratio_of(metric, self.a.loads, self.b.loads) for metric in self.metrics
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row for each round: every metric of both, and the ratio.
+
+        Example:
+            >>> from llamatelemetry.bench import compare
+            >>> comparison = compare(
+            ...     client, url, rounds=2, requests=1, max_tokens=4, progress=False
+            ... )
+            >>> [(row["round"], row["first"]) for row in comparison.rows()]
+            [(1, 'a'), (2, 'b')]
+        """
+        rows = []
+        pairs = zip(self.a.loads, self.b.loads, strict=True)
+        for number, (one, other) in enumerate(pairs):
+            row: dict[str, Any] = {
+                "round": number + 1,
+                "first": self.names[number % 2],
+            }
+            for metric in METRICS:
+                below, above = value_of(one, metric), value_of(other, metric)
+                ratio = above / below if below and above else None
+                row |= {
+                    f"{metric}_a": below,
+                    f"{metric}_b": above,
+                    f"{metric}_ratio": ratio,
+                }
+            rows.append(row)
+        return rows
+
+    def to_dataframe(self) -> Any:
+        """Return the rows as a ``pandas.DataFrame``.
+
+        Raises:
+            SetupError: pandas is missing.
+
+        Example:
+            >>> from llamatelemetry.bench import compare
+            >>> comparison = compare(
+            ...     client, url, rounds=1, requests=1, max_tokens=4, progress=False
+            ... )
+            >>> comparison.to_dataframe()["round"].tolist()
+            [1]
+        """
+        return to_dataframe(self.rows(), COLUMNS)
+
+    @overload
+    def to_json(self, path: None = None) -> str: ...
+    @overload
+    def to_json(self, path: FilePath) -> None: ...
+    def to_json(self, path: FilePath | None = None) -> str | None:
+        """Write all as JSON, or return it as text without a path.
+
+        Args:
+            path: The file, which is never half written; None for none.
+
+        Raises:
+            OSError: It cannot be written.
+
+        Example:
+            >>> from llamatelemetry.bench import Comparison, compare
+            >>> comparison = compare(
+            ...     client, url, rounds=1, requests=1, max_tokens=4, progress=False
+            ... )
+            >>> Comparison.from_json(comparison.to_json()) == comparison
+            True
+        """
+        return _stored.written("comparison", _stored.plain(self), path)
+
+    @classmethod
+    def from_json(cls, source: FilePath) -> Self:
+        """Return what :meth:`to_json` has written.
+
+        Args:
+            source: The file, or the text itself.
+
+        Raises:
+            ConfigurationError: It is something else.
+            OSError: The file cannot be read.
+
+        Example:
+            >>> from llamatelemetry.bench import Comparison, compare
+            >>> comparison = compare(
+            ...     client, url, rounds=1, requests=1, max_tokens=4, progress=False
+            ... )
+            >>> comparison.to_json("comparison.json")
+            >>> Comparison.from_json("comparison.json").names
+            ('a', 'b')
+        """
+        value = _stored.read("comparison", source)
+        first, second = value["names"]
+        return cls(
+            a=BenchmarkResult.from_fields(value["a"]),
+            b=BenchmarkResult.from_fields(value["b"]),
+            names=(first, second),
+            metrics=tuple(value["metrics"]),
+        )
+
+    def plot(self) -> Any:
+        """Return a ``matplotlib.figure.Figure``: the ratio of each round, by metric.
+
+        The band is the spread of the median.
+
+        Raises:
+            SetupError: matplotlib is missing.
+
+        Example:
+            >>> from llamatelemetry.bench import compare
+            >>> comparison = compare(
+            ...     client, url, rounds=1, requests=1, max_tokens=4, progress=False
+            ... )
+            >>> len(comparison.plot().axes) == len(comparison.metrics)
+            True
+        """
+        return _bench_chart.rounds_figure(
+            self.names,
+            [
+                (_words(ratio.metric), ratio.values, ratio.spread)
+                for ratio in self.ratios
+            ],
+        )
+
+    def __repr__(self) -> str:
+        return _view.text(*self._shown())
+
+    def _repr_html_(self) -> str:
+        return _view.html(*self._shown())
+
+    def _shown(self) -> tuple[str, list[str], list[_view.Table]]:
+        first, second = (printable(name) for name in self.names)
+        order = f"{first} {second} {second} {first}"
+        title = f"{second} against {first}: {len(self.a.loads)} rounds, {order}"
+        lines = [
+            f"{first}: {self.a.title}; {self.a.lines[0]}",
+            f"{second}: {self.b.title}; {self.b.lines[0]}",
+        ]
+        return title, lines, [(_HEADER, list(map(_row, self.ratios)))]
+
+
+def _words(metric: str) -> str:
+    return metric.replace("_", " ")
+
+
+def _row(ratio: Ratio) -> list[str]:
+    shown = [_number(value) for value in (ratio.median, ratio.least, ratio.most)]
+    spread = _view.UNKNOWN
+    if ratio.spread is not None:
+        low, high = ratio.spread
+        spread = f"{low:.3f} to {high:.3f} ({ratio.level:.0%})"
+    return [_words(ratio.metric), *shown, spread, ratio.verdict]
+
+
+def _number(value: float | None) -> str:
+    return _view.UNKNOWN if value is None else f"{value:.3f}"

@@ -1,0 +1,199 @@
+"""Asks with a common beginning stand together, and none waits beyond its window."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from llamatelemetry.batch._order import beginning, side_by_side
+
+DOCUMENTS = [f"Document {number}: " + f"word{number} " * 40 for number in range(20)]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What has messages, as an ask."""
+
+    number: int
+    messages: list[dict[str, Any]]
+
+
+def asked(number: int, text: str, system: str | None = None) -> Asked:
+    messages = [{"role": "user", "content": text}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    return Asked(number, messages)
+
+
+def numbers(asks: Iterator[Asked]) -> list[int]:
+    return [ask.number for ask in asks]
+
+
+def questions(count: int, seed: int = 0) -> list[Asked]:
+    """Return questions about documents in no order, behind one system message."""
+    chance = random.Random(seed)
+    return [
+        asked(
+            number, f"{chance.choice(DOCUMENTS)}Question {number}?", "Be short. " * 20
+        )
+        for number in range(count)
+    ]
+
+
+def changes(asks: list[Asked]) -> int:
+    """Return how often an ask begins otherwise than the one before it."""
+    texts = [ask.messages[-1]["content"].partition("Question")[0] for ask in asks]
+    return sum(one != two for one, two in pairwise(texts))
+
+
+def test_the_same_document_stands_together() -> None:
+    """Of 200 questions about 20 documents each document's come one after the other."""
+    asks = questions(200)
+
+    ordered = list(side_by_side(asks, window=200))
+
+    assert changes(asks) > 150
+    assert changes(ordered) == len(DOCUMENTS) - 1
+    assert sorted(numbers(iter(ordered))) == list(range(200))
+
+
+def test_groups_within_groups_stand_together() -> None:
+    """A book's chapters stay together, and so do the questions of each chapter."""
+    asks = [
+        asked(number, f"{book * 100}{chapter * 100}{'?' * number}")
+        for number, (book, chapter) in enumerate(
+            (book, chapter) for _ in range(3) for chapter in "xyz" for book in "ab"
+        )
+    ]
+
+    ordered = list(side_by_side(asks))
+
+    told = [ask.messages[0]["content"][99:101] for ask in ordered]
+    assert told == [two for two in ("ax", "ay", "az", "bx", "by", "bz") for _ in "123"]
+
+
+def test_what_shares_nothing_keeps_its_order() -> None:
+    """One template with short and long texts is left in the order in which it came."""
+    chance = random.Random(1)
+    asks = [
+        asked(number, f"Summarise: {chance.random()} {'x' * chance.randrange(500)}")
+        for number in range(300)
+    ]
+
+    assert numbers(side_by_side(asks, window=100)) == list(range(300))
+
+
+def test_groups_come_in_the_order_of_their_first() -> None:
+    """So that the order says nothing about length: it is that of the source."""
+    long, short = "long " * 100, "short " * 20
+    asks = [asked(0, short + "a"), asked(1, long), asked(2, "b"), asked(3, short)]
+
+    assert numbers(side_by_side(asks)) == [0, 3, 1, 2]
+
+
+def test_no_ask_waits_longer_than_a_window() -> None:
+    """Each window is handed on whole before one ask more is read."""
+    read: list[int] = []
+
+    def source() -> Iterator[Asked]:
+        for ask in questions(95):
+            read.append(ask.number)
+            yield ask
+
+    for count, ask in enumerate(side_by_side(source(), window=10)):
+        assert len(read) <= count // 10 * 10 + 10
+        assert ask.number // 10 == count // 10
+
+
+def test_the_next_window_goes_on_with_the_last_beginning() -> None:
+    """What the caches hold is asked for first, however late it comes in its window."""
+    a, b = "a" * 100, "b" * 100
+    asks = [asked(0, b), asked(1, a), asked(2, b), asked(3, a)]
+
+    assert numbers(side_by_side(asks, window=2)) == [0, 1, 3, 2]
+
+
+def test_a_slow_source_is_not_waited_for() -> None:
+    """After the patience what has come is handed on, be it a single ask."""
+    now = 0.0
+    handed: list[int] = []
+
+    def source() -> Iterator[Asked]:
+        nonlocal now
+        for ask in questions(12):
+            assert len(handed) >= ask.number - 3
+            now += 0.1
+            yield ask
+
+    for ask in side_by_side(source(), patience=0.25, clock=lambda: now):
+        handed.append(ask.number)  # noqa: PERF401 -- the source looks at it meanwhile
+
+    assert sorted(handed) == list(range(12))
+
+
+def test_pictures_fill_a_window_sooner() -> None:
+    """A window ends with its characters too: memory is bounded with pictures."""
+    read = 0
+
+    def source() -> Iterator[Asked]:
+        nonlocal read
+        picture = "data:image/png;base64," + "A" * 3_000_000
+        for number in range(9):
+            read += 1
+            parts = [
+                {"type": "text", "text": "What is this?"},
+                {"type": "image_url", "image_url": {"url": picture}},
+            ]
+            yield Asked(number, [{"role": "user", "content": parts}])
+
+    asks = side_by_side(source(), patience=1e9)
+    next(asks)
+
+    assert read == 3
+
+
+def test_what_came_before_a_failure_is_handed_on() -> None:
+    """The source's own error is raised after all that it gave before."""
+
+    def source() -> Iterator[Asked]:
+        yield from questions(3)
+        raise ValueError("a row twice")
+
+    asks = side_by_side(source())
+    assert sorted(ask.number for ask in (next(asks), next(asks), next(asks))) == [
+        0,
+        1,
+        2,
+    ]
+    with pytest.raises(ValueError, match="a row twice"):
+        next(asks)
+
+
+def test_equal_asks_and_empty_ones_are_all_handed_on() -> None:
+    """None is lost for being like another, having no content, or odd parts."""
+    odd: list[Any] = [None, "", [], ["text"], [{"type": "text", "text": 7}]]
+    asks = [
+        *(asked(number, "the same") for number in range(5)),
+        *(
+            Asked(5 + number, [{"role": "user", "content": content}])
+            for number, content in enumerate(odd)
+        ),
+        Asked(10, []),
+    ]
+
+    assert sorted(numbers(side_by_side(asks))) == list(range(11))
+    assert numbers(side_by_side([])) == []
+    assert numbers(side_by_side(asks[:1])) == [0]
+
+
+def test_a_beginning_is_looked_at_so_far_only() -> None:
+    """A book of a megabyte costs no more than 16,384 characters of it."""
+    messages = [{"role": "user", "content": "b" * 1_000_000}] * 2
+
+    assert len(beginning(messages)) == 16_384
+    assert beginning([{"content": "hello"}]) == "\n\nhello"
