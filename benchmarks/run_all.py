@@ -94,6 +94,31 @@ BENCHMARKS = [
         "An open dashboard",
         "Bounds: under 2 % of one core at rest; under 20 MB more after an hour of use.",
     ),
+    (
+        "batch.py",
+        "A batch over a table",
+        "Bounds: at least 0.95 of the answers that a bare load generator gets from the "
+        "same server in the same time; a finishing time within 10 % in 9 of 10 runs "
+        "after 5 % of the rows and 1,000 of them; under 200 MB for 100,000 rows.",
+    ),
+    (
+        "batch_kills.py",
+        "A batch that is killed",
+        "Bound: of 2,000 rows none is lost, asked for twice or another after 50 "
+        "SIGKILLs at random moments.",
+    ),
+    (
+        "timings.py",
+        "Times of benchmark()",
+        "Bound: times to first tokens and between tokens within 2 ms, in the median, "
+        "of what a stand-in for the server waits.",
+    ),
+    (
+        "recording.py",
+        "Recording of requests",
+        "Bound: at most 5 us of CPU a chunk, and 1 % of the tokens a second; without "
+        "a recording nothing.",
+    ),
 ]
 VERSIONS = (
     "requests",
@@ -109,6 +134,9 @@ VERSIONS = (
     "matplotlib",
     "markdown-it-py",
     "nh3",
+    "pandas",
+    "pyarrow",
+    "jsonschema",
 )
 
 
