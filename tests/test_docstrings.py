@@ -183,7 +183,7 @@ def example_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerM
     config = ServerConfig(
         model,
         port=0,
-        context_size=1024,
+        context_size=512,  # which the slots share, for there are embeddings
         parallel=2,
         embeddings=True,
         pooling="mean",

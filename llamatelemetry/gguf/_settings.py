@@ -66,7 +66,7 @@ class Settings:
             config: The configuration; context 0 is the model's own.
             build: llama.cpp's build number; None for today's.
         """
-        unified = has_flag(config.extra_args, "--kv-unified", "-kvu")
+        unified = config.shares_cache
         asked = config.context_size or shape.training_context or CELL_STEP
         context = _padded(asked)
         slots = config.parallel

@@ -22,6 +22,7 @@ from llamatelemetry.server._config_checks import MAX_DEVICES, check, wrong_value
 from llamatelemetry.server.flags import (
     FLAG_OF_SPELLING,
     build_arguments,
+    normalize_spelling,
 )
 
 __all__ = ["MAX_DEVICES", "ServerConfig"]
@@ -65,12 +66,13 @@ class ServerConfig:
         context_size: Tokens of context over all slots together. 0: the model's own.
         n_batch: Tokens handed over at once at most.
         flash_attn: Flash attention on or off; off is said, not left to the engine.
-        embeddings: Serve ``/v1/embeddings``.
+        embeddings: Serve ``/v1/embeddings``. Several slots then share one KV cache.
         threads: CPU threads. What is passed is at most the CPUs usable here.
         api_key: The key clients must send. Travels in the environment only.
         n_ubatch: Tokens computed at once; never passed above n_batch.
         threads_batch: CPU threads for prompts. None: like ``threads``.
-        parallel: Slots: requests served at once. Each has context_size / parallel.
+        parallel: Slots: requests served at once. Each has context_size / parallel,
+            unless they share one cache.
         lora_path: One LoRA adapter or several.
         mmproj_path: The multimodal projector.
         mlock: Keep the model's pages in RAM.
@@ -165,6 +167,28 @@ class ServerConfig:
         if isinstance(self.lora_path, (str, os.PathLike)):
             return (os.fspath(self.lora_path),)
         return tuple(os.fspath(path) for path in self.lora_path)
+
+    @property
+    def shares_cache(self) -> bool:
+        """Whether all slots have one KV cache together, and so the whole context.
+
+        ``--kv-unified`` or ``--no-kv-unified`` in ``extra_args`` decide it. Without
+        them it is so for several slots with embeddings: where each slot has a cache
+        of its own, llama.cpp gives texts that it works on at once wrong vectors
+        (https://github.com/ggml-org/llama.cpp/issues/26282).
+
+        Example:
+            >>> from llamatelemetry import ServerConfig
+            >>> config = ServerConfig("model.gguf", parallel=4, embeddings=True)
+            >>> config.shares_cache, config.replace(embeddings=False).shares_cache
+            (True, False)
+        """
+        flag = FLAG_OF_SPELLING["--kv-unified"]
+        words = [normalize_spelling(word) for word in self.extra_args]
+        said = [word for word in words if word in flag.spellings]
+        if said:  # of two, llama-server takes the last
+            return said[-1] not in flag.negated
+        return self.embeddings and self.parallel > 1
 
     @property
     def url(self) -> str:

@@ -302,6 +302,9 @@ class _Writer:
         self.add("--batch-size", config.n_batch)
         self.add("--ubatch-size", min(config.n_ubatch, config.n_batch))
         self.add("--parallel", config.parallel)
+        if config.shares_cache:
+            # Builds that do not know it have one cache always.
+            self.add_if_known("--kv-unified")
 
     def write_threads(self, threads: int | None, threads_batch: int | None) -> None:
         config = self.config

@@ -114,6 +114,18 @@ class _Reader:
             )
         if self.fields.get("alias") == ServerConfig(model).model_alias:
             del self.fields["alias"]  # what it would be anyway
+        others = [word for word in self.extra if word != "--kv-unified"]
+        if others != self.extra and self._shares_cache(others):
+            self.extra = others  # likewise
+
+    def _shares_cache(self, extra: list[str]) -> bool:
+        """Whether the slots share one cache with these further arguments."""
+        asked = {
+            name: self.fields[name]
+            for name in ("embeddings", "parallel")
+            if name in self.fields
+        }
+        return ServerConfig(None, extra_args=extra, **asked).shares_cache
 
     def _pass_on_unknown(self, word: str) -> None:
         name, equals, value = word.partition("=")

@@ -144,6 +144,7 @@ LIVE: list[tuple[str, dict[str, Any]]] = [
     ("qwen2.5-0.5b", {"cache_type_k": "q8_0", "cache_type_v": "q8_0"}),
     ("granite-4.0-h-tiny", {"parallel": 3}),
     ("bge-small-en", {"embeddings": True, "n_batch": 512, "context_size": 512}),
+    ("qwen3-4b", {"embeddings": True, "parallel": 4, "extra_args": ["--kv-unified"]}),
 ]
 
 
@@ -202,6 +203,19 @@ def weights_by_device(config: ServerConfig, engine: Path) -> dict[str, int]:
             for event in server.events
             if isinstance(event, BufferSize) and event.kind == "model"
         }
+
+
+def test_slots_with_embeddings_are_planned_as_they_are_started(
+    header_of: Callable[[str], GGUFHeader],
+) -> None:
+    """They share the context; the user's word counts here too."""
+    config = ServerConfig(None, context_size=4096, parallel=4, embeddings=True)
+    header = header_of("qwen3-4b")
+    shared = plan_memory(header, config)
+    own = plan_memory(header, config.replace(extra_args=["--no-kv-unified"]))
+
+    assert (shared.slot_context, own.slot_context) == (4096, 1024)
+    assert shared.host.kv_cache == own.host.kv_cache
 
 
 # ── cards ────────────────────────────────────────────────────────────────────────

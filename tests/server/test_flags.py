@@ -57,6 +57,57 @@ def value_of(arguments: list[str], flag: str) -> str:
     return arguments[arguments.index(flag) + 1]
 
 
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_slots_with_embeddings_share_one_cache(generation: str) -> None:
+    """It is said to each engine that can be told; those before have no other."""
+    capabilities = capabilities_of(generation)
+    config = ServerConfig("model.gguf", embeddings=True, parallel=4)
+
+    arguments = build_arguments(config, capabilities)
+
+    assert ("--kv-unified" in arguments) is capabilities.accepts("--kv-unified")
+    assert capabilities.accepts("--kv-unified") is (generation != "b5353")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ServerConfig("model.gguf", embeddings=True),
+        ServerConfig("model.gguf", parallel=4),
+        ServerConfig("model.gguf", rerank=True, parallel=4),
+    ],
+    ids=["one slot", "no embeddings", "rerank"],
+)
+def test_other_slots_keep_their_own_cache(config: ServerConfig) -> None:
+    """Without several slots and embeddings nothing is said of the cache."""
+    assert not config.shares_cache
+    assert "--kv-unified" not in build_arguments(config)
+
+
+@pytest.mark.parametrize(
+    ("extra", "shared"),
+    [
+        (["--kv-unified"], True),
+        (["--kv_unified"], True),
+        (["-kvu"], True),
+        (["-no-kvu"], False),
+        (["--no-kv-unified"], False),
+        (["--kv-unified", "--no-kv-unified"], False),
+    ],
+)
+@pytest.mark.parametrize("embeddings", [True, False])
+def test_what_is_said_of_the_cache_counts(
+    extra: list[str], shared: bool, embeddings: bool
+) -> None:
+    """The user's word is passed as it is, once, and decides."""
+    config = ServerConfig(
+        "model.gguf", embeddings=embeddings, parallel=4, extra_args=extra
+    )
+
+    assert config.shares_cache is shared
+    assert [word for word in build_arguments(config) if "kv" in word] == extra
+
+
 def test_every_spelling_means_one_thing() -> None:
     """No spelling stands twice in the table."""
     spellings = [spelling for flag in FLAGS for spelling in flag.spellings]

@@ -208,6 +208,24 @@ def test_every_configuration_survives_being_written_and_read() -> None:
         assert config == parse_arguments(config.to_cli_args())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        ("--embeddings -np 4 --kv-unified", ()),
+        ("--kv-unified --embeddings -np 4 --props", ("--props",)),
+        ("--embeddings --kv-unified", ("--kv-unified",)),
+        ("-np 4 --kv-unified", ("--kv-unified",)),
+        ("--embeddings -np 4 -no-kvu", ("-no-kvu",)),
+        ("--embeddings -np 4 --kv-unified -no-kvu", ("--kv-unified", "-no-kvu")),
+    ],
+)
+def test_a_cache_that_is_shared_anyway_is_not_kept(
+    arguments: str, extra: tuple[str, ...]
+) -> None:
+    """--kv-unified goes where the configuration says it itself, and only there."""
+    assert parse_arguments(f"-m model.gguf {arguments}").extra_args == extra
+
+
 def test_every_field_is_in_the_round_trip() -> None:
     """The round trip leaves out four fields only: arguments cannot tell them."""
     fields = set(ServerConfig("model.gguf").to_dict()) | {"api_key"}

@@ -103,6 +103,35 @@ def test_embeddings_work_without_knowing_about_pooling(
     assert "--pooling mean" in str([e for e in server.events if isinstance(e, Notice)])
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_texts_have_the_same_vectors_together_as_alone(
+    pooling: str, server: ServerManager, config: ServerConfig
+) -> None:
+    """Texts of unequal lengths in several slots at once: none is cut into parts."""
+    sentence = "The quick brown fox jumps over the lazy dog. "
+    texts = ["One.", *(sentence * count for count in (1, 3, 6)), "Two words."]
+    config = config.replace(embeddings=True, pooling=pooling, parallel=4)
+
+    with start(server, config) as client:
+        alone = [client.embeddings(text).data[0].embedding for text in texts]
+        together = client.embeddings(texts).data
+
+    for own, other in zip(alone, together, strict=True):
+        assert other.embedding == pytest.approx(own, abs=0.02)
+
+
+def test_slots_with_embeddings_share_the_context(
+    server: ServerManager, config: ServerConfig
+) -> None:
+    """Each slot has all of it, and as the user says, only its own part again."""
+    config = config.replace(embeddings=True, parallel=2)
+    for extra, context in (((), 512), (("--no-kv-unified",), 256)):
+        with start(server, config.replace(extra_args=extra)) as client:
+            slots = client.get_slots()
+        server.stop()
+        assert [slot["n_ctx"] for slot in slots] == [context] * 2
+
+
 def test_a_pooling_of_ones_own_is_kept(
     server: ServerManager, config: ServerConfig
 ) -> None:

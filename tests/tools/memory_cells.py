@@ -112,7 +112,8 @@ def record(model: Path, values: dict[str, Any], engine: Any) -> dict[str, float]
 
 def configuration(model: Path | None, values: dict[str, Any]) -> ServerConfig:
     """Return the configuration of a cell."""
-    arguments = [*ARGUMENTS, *values.get("extra_args", [])]
+    # A cache for each slot, also with embeddings, unless the cell itself says other.
+    arguments = ["--no-kv-unified", *ARGUMENTS, *values.get("extra_args", [])]
     return ServerConfig(
         model, port=0, threads=1, cache_ram=0, **{**values, "extra_args": arguments}
     )
