@@ -128,7 +128,7 @@ class ElsewhereRun:
         try:
             for record in self._rows:
                 if self._called_off.is_set():
-                    return
+                    continue  # it ends by itself, and what it holds with it
                 self._taken += 1
                 self._record(record)
         except BaseException as error:  # noqa: BLE001 - raised again by who waits

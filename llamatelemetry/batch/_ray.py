@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import itertools
 import logging
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -22,8 +23,8 @@ from typing import Any, Literal
 from llamatelemetry.batch import _ray_actor as actor
 from llamatelemetry.batch._answer import Asking
 from llamatelemetry.batch._asks import Ask
-from llamatelemetry.batch._ray_flow import Flow
-from llamatelemetry.exceptions import ConfigurationError, SetupError
+from llamatelemetry.batch._ray_flow import ROUNDING, Flow, held, wait_for_room
+from llamatelemetry.exceptions import BatchError, ConfigurationError, SetupError
 from llamatelemetry.server._linux import usable_cpus
 from llamatelemetry.server.config import ServerConfig
 from llamatelemetry.server.engine import EngineLike
@@ -50,8 +51,9 @@ class RayCluster:
     asked again. On one machine, as on Kaggle with its two T4s, a :class:`ServerPool`
     does the same with less: take this for several machines.
 
-    Without ``address`` the cluster that this program uses is taken, and if it uses none
-    one is started on this machine, reachable from it only, and ended with the batch.
+    Without ``address`` the cluster that this program uses is taken, or the one that
+    ``RAY_ADDRESS`` names, as in a job of Ray. If there is neither, one is started on
+    this machine, reachable from it only, and ended with the batch.
 
     Attributes:
         model: See :func:`prepare`; a path must be there on each machine.
@@ -132,6 +134,11 @@ class RayCluster:
                 raise ConfigurationError(
                     f"{name} is a whole number, {least} or more; not {value!r}"
                 )
+        address: Any = self.address
+        if address is not None and not (isinstance(address, str) and address):
+            raise ConfigurationError(
+                f'address is text like "ray-head:6379", or None; not {address!r}'
+            )
         cpus: Any = self.cpus_per_server
         if not isinstance(cpus, (int, float)) or not 0 < cpus < math.inf:
             raise ConfigurationError(
@@ -161,28 +168,57 @@ class RayCluster:
             "context_size": self.context_size * self.parallel,
         }
 
-    def places(self, cards: float, cpus: float) -> tuple[int, int]:
+    def places(self, machines: Iterable[tuple[float, float]]) -> tuple[int, int]:
         """Return how many servers there are, and how many cards each has.
 
         Args:
-            cards: Those of the cluster.
-            cpus: Those of the cluster.
+            machines: The cards and the CPUs of each machine of the cluster. A server
+                lies on one: a card here and one there are no room for two cards.
 
         Raises:
             ConfigurationError: The cluster has not that many.
         """
+        machines = list(machines)
+        cards, cpus = (sum(numbers) for numbers in zip((0, 0), *machines, strict=True))
         gpus = self.gpus_per_server if cards else 0
-        room = int(cpus / self.cpus_per_server)
-        if gpus:
-            room = min(room, int(cards / gpus))
+        room = sum(self._room(*machine, gpus) for machine in machines)
         servers = room if self.servers is None else self.servers
         if not 0 < servers <= room:
             raise ConfigurationError(
-                f"the Ray cluster has {cpus:g} CPUs and {cards:g} cards, which is room "
-                f"for {room} servers of {self.cpus_per_server:g} CPUs and {gpus} "
-                f"cards, not for {max(servers, 1)}; give fewer servers, or less to each"
+                f"the Ray cluster has {cpus:g} CPUs and {cards:g} cards on "
+                f"{len(machines)} machines, which is room for {room} servers of "
+                f"{self.cpus_per_server:g} CPUs and {gpus} cards, each on one machine, "
+                f"not for {max(servers, 1)}; give fewer servers, or less to each"
             )
         return servers, gpus
+
+    def check(
+        self, machines: Iterable[tuple[float, float]], servers: int, gpus: int
+    ) -> None:
+        """Refuse to wait for servers whose machines are gone.
+
+        Ray waits for others in their place, for ever.
+
+        Args:
+            machines: As for :meth:`places`.
+            servers: How many there were.
+            gpus: The cards of each.
+
+        Raises:
+            BatchError: There is less room than they need.
+        """
+        room = sum(self._room(*machine, gpus) for machine in machines)
+        if room < servers:
+            raise BatchError(
+                f"machines of the Ray cluster are gone: there is room for {room} of "
+                f"{servers} servers, and what the others had does not come back; the "
+                "same call goes on with the rest, unless servers= wants more"
+            )
+
+    def _room(self, cards: float, cpus: float, gpus: int) -> int:
+        """Return how many servers a machine has room for."""
+        room = int(cpus / self.cpus_per_server + ROUNDING)
+        return min(room, int(cards / gpus)) if gpus else room
 
     def run_rows(
         self,
@@ -203,19 +239,21 @@ class RayCluster:
             called_off: Set to end it at once.
 
         Raises:
-            SetupError: Ray is missing, or cannot keep to this machine.
-            ConfigurationError: The cluster has no room for the servers.
+            SetupError: Ray is missing, does not start, or is open to others.
+            ConfigurationError: The cluster has no room for the servers, or this program
+                uses another one.
             AuthenticationError: A server wants another key.
-            BatchError: Servers do not start, or Ray fails.
+            BatchError: Servers do not start, others have all the room, or Ray fails.
         """
         first = next(asks, None)
         if first is None:  # all was answered before: no cluster is needed
             return
         ray = _ray()
-        with _quiet(), _cluster(ray, self.address):
-            have = ray.cluster_resources()
-            servers, gpus = self.places(have.get("GPU", 0), have.get("CPU", 0))
-            at_once = self.parallel + 1
+        with _shared.use(ray, self.address):
+            servers, gpus = self.places(_machines(ray))
+            needs = {"CPU": self.cpus_per_server, "GPU": gpus}
+            wait_for_room(ray.available_resources, needs, called_off)
+            at_once = 2 * self.parallel
             if concurrency != "auto":
                 at_once = max(math.ceil(concurrency / servers), 1)
             plan = actor.ServerPlan(
@@ -228,6 +266,7 @@ class RayCluster:
                 size=at_once,
                 ahead=servers * _CHUNKS_AT_ONCE * _CHUNKS_AHEAD,
                 called_off=called_off,
+                check=lambda: self.check(_machines(ray), servers, gpus),
             ) as flow:
                 resources = {"num_cpus": self.cpus_per_server, "num_gpus": gpus}
                 source = _source(ray, questions.handle)
@@ -258,11 +297,11 @@ def _ray() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Ray's accounts of its plans off the screen, for as long as it runs."""
+    """Keep Ray's accounts off the screen: what goes wrong is raised."""
     logs = [logging.getLogger(name) for name in ("ray", "ray.data")]
     before = [log.level for log in logs]
     for log in logs:
-        log.setLevel(logging.ERROR)
+        log.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
@@ -270,21 +309,102 @@ def _quiet() -> Iterator[None]:
             log.setLevel(level)
 
 
+class _Shared:
+    """What batches that run beside each other share; the last one ends it.
+
+    It holds the cluster, if one was begun here, and keeps Ray quiet.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # a cluster that ends is waited for
+        self._batches = 0
+        self._open = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def use(self, ray: Any, address: str | None) -> Iterator[None]:
+        """Use the cluster there is, or begin one.
+
+        Raises:
+            SetupError: Ray does not start, or cannot keep to this machine.
+            ConfigurationError: This program uses another cluster.
+        """
+        with self._lock:
+            if ray.is_initialized():
+                _check_address(ray, address)
+            with contextlib.ExitStack() as opened:
+                if self._batches == 0:
+                    opened.enter_context(_quiet())
+                if not ray.is_initialized():
+                    opened.enter_context(held(_cluster(ray, address)))
+                self._open.push(opened.pop_all())
+            self._batches += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._batches -= 1
+                if self._batches == 0:
+                    self._open.close()
+
+
+_shared = _Shared()
+
+
+def _check_address(ray: Any, address: str | None) -> None:
+    """Refuse an address while this program uses another cluster."""
+    used = ray.get_runtime_context().gcs_address
+    if address not in (None, "auto", used):
+        raise ConfigurationError(
+            f"this program uses the Ray cluster at {used} already, not {address}; "
+            "leave address out, or call ray.shutdown() before"
+        )
+
+
 @contextlib.contextmanager
 def _cluster(ray: Any, address: str | None) -> Iterator[None]:
-    """Use the cluster there is, or one that begins and ends here."""
-    if ray.is_initialized():
-        yield
-        return
+    """Connect to a cluster, or start one that ends here.
+
+    Raises:
+        SetupError: That failed.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    # What Ray Data leaves behind would begin another one, which others can reach.
+    with _set("ray._private.auto_init_hook", "enable_auto_connect", value=False):
+        try:
+            _begin(ray, address)
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _begin(ray: Any, address: str | None) -> None:
     quiet = {"configure_logging": False, "log_to_driver": False}
     try:
-        if address is not None:
-            ray.init(address=address, **quiet)
-        else:
+        if address is None:
             _start_on_loopback(ray, quiet)
+        else:
+            ray.init(address=address, **quiet)
+    except SetupError:
+        raise
+    except Exception as error:
+        what = "start" if address is None else f"reach a cluster at {address}"
+        raise SetupError(f"Ray {ray.__version__} does not {what}: {error}") from error
+
+
+@contextlib.contextmanager
+def _set(module: str, name: str, *, value: object) -> Iterator[None]:
+    """Set a switch of Ray's own for a while, where this version has it."""
+    try:
+        holder = importlib.import_module(module)
+        before = getattr(holder, name)
+    except (ImportError, AttributeError):
+        yield
+        return
+    setattr(holder, name, value)
+    try:
         yield
     finally:
-        ray.shutdown()
+        setattr(holder, name, before)
 
 
 def _start_on_loopback(ray: Any, quiet: Mapping[str, Any]) -> None:
@@ -296,11 +416,7 @@ def _start_on_loopback(ray: Any, quiet: Mapping[str, Any]) -> None:
     Raises:
         SetupError: It did not keep to that.
     """
-    constants = importlib.import_module("ray._private.ray_constants")
-    name = "ENABLE_RAY_CLUSTER"
-    before = getattr(constants, name, None)
-    setattr(constants, name, False)
-    try:
+    with _set("ray._private.ray_constants", "ENABLE_RAY_CLUSTER", value=False):
         ray.init(
             address="local",
             num_cpus=usable_cpus(),
@@ -309,14 +425,18 @@ def _start_on_loopback(ray: Any, quiet: Mapping[str, Any]) -> None:
             _node_ip_address=_LOOPBACK[0],
             **quiet,
         )
-    finally:
-        setattr(constants, name, before)
     bound = ray.util.get_node_ip_address()
     if bound not in _LOOPBACK:
         raise SetupError(
             f"Ray {ray.__version__} binds a local cluster to {bound}, where others can "
             "reach it: call ray.init() before if you accept that"
         )
+
+
+def _machines(ray: Any) -> list[tuple[float, float]]:
+    """Return the cards and the CPUs of each machine of the cluster."""
+    have = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [(one.get("GPU", 0), one.get("CPU", 0)) for one in have]
 
 
 class _Questions:
@@ -328,8 +448,15 @@ class _Questions:
 
     def __init__(self, ray: Any) -> None:
         self._ray = ray
+        strategies = importlib.import_module("ray.util.scheduling_strategies")
+        # On this machine: the end of another one must not be the end of the batch.
+        here = strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=True
+        )
         # It holds texts and nothing else; many may wait at it at once.
-        kind = ray.remote(actor.Questions).options(num_cpus=0, max_concurrency=16)
+        kind = ray.remote(actor.Questions).options(
+            num_cpus=0, max_concurrency=16, scheduling_strategy=here
+        )
         self.handle = kind.remote()
 
     def put(self, place: int, text: str) -> None:
@@ -372,12 +499,7 @@ def _work(
             fn_constructor_args=(plan, asking),
             batch_size=None,
             batch_format="pyarrow",
-            compute=data.ActorPoolStrategy(
-                size=servers,
-                max_tasks_in_flight_per_actor=_CHUNKS_AT_ONCE + 1,
-                enable_true_multi_threading=True,
-            ),
-            max_concurrency=_CHUNKS_AT_ONCE,
+            **_actors(data.ActorPoolStrategy, servers),
             **resources,
         )
     batches = answered.iter_batches(
@@ -385,6 +507,19 @@ def _work(
     )
     for batch in batches:
         yield from batch.column(actor.RECORDS).to_pylist()
+
+
+def _actors(strategy: Any, servers: int) -> dict[str, Any]:
+    """Return how many there are, and how many chunks each works on at once."""
+    values: dict[str, Any] = {
+        "size": servers,
+        "max_tasks_in_flight_per_actor": _CHUNKS_AT_ONCE + 1,
+        "enable_true_multi_threading": True,
+    }
+    name = "max_concurrent_calls_per_actor"  # since Ray 2.60; the other ends with 2.64
+    if name in inspect.signature(strategy).parameters:
+        return {"compute": strategy(**values, **{name: _CHUNKS_AT_ONCE})}
+    return {"compute": strategy(**values), "max_concurrency": _CHUNKS_AT_ONCE}
 
 
 def _source(ray: Any, questions: Any) -> Any:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from llamatelemetry._deadline import Deadline
@@ -51,7 +51,7 @@ class ServerPlan:
 
     model: ModelLike
     engine: EngineLike | None
-    options: Mapping[str, Any]
+    options: Mapping[str, Any] = field(repr=False)  # may hold a key
     at_once: int
     retries: int
 

@@ -1,23 +1,34 @@
 """Questions out and records in: a window of them, and each record once.
 
-Nothing here knows Ray: it is given what takes chunks, and what gives answered ones.
+Nothing here knows Ray: it is given what takes chunks, what gives answered ones, and
+what says whether there is room for them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from typing import Any, Protocol, Self
 
+from llamatelemetry._deadline import Deadline
 from llamatelemetry.batch._asks import Ask
 from llamatelemetry.batch._ray_actor import read_records, write_asks
 from llamatelemetry.exceptions import AuthenticationError, BatchError
 
-__all__ = ["Chunks", "Flow"]
+__all__ = ["ROUNDING", "Chunks", "Flow", "held", "wait_for_room"]
 
 _LOOK_SECONDS = 0.1
+_ROOM_SECONDS = 30.0  # what a run before this one had is free a moment later
+_SILENT_SECONDS = 60.0  # an answer may take its time: then it is looked after
+_END_SECONDS = 20.0  # what is cut off ends in one or two
+
+ROUNDING = 1e-6
+"""Three servers of 0.1 CPUs fit into 0.3."""
 
 Work = Callable[[], Iterator[str]]
 
@@ -49,6 +60,7 @@ class Flow:
         size: How many make a chunk.
         ahead: Chunks that may be on their way.
         called_off: Set to end it at once.
+        check: Called after a while without answers; raises if none can come.
     """
 
     def __init__(
@@ -59,7 +71,9 @@ class Flow:
         size: int,
         ahead: int,
         called_off: threading.Event,
+        check: Callable[[], object] = lambda: None,
     ) -> None:
+        self._check = check
         self._asks, self._chunks, self._size = asks, chunks, size
         self._called_off, self._over = called_off, threading.Event()
         self._room = threading.Semaphore(ahead)
@@ -67,6 +81,7 @@ class Flow:
         self._places: dict[tuple[Any, str], int] = {}  # of what is on its way
         self._left: dict[int, int] = {}  # of each chunk
         self._all_given = False
+        self._taker: threading.Thread | None = None
         self._came: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
 
     def __enter__(self) -> Self:
@@ -75,6 +90,8 @@ class Flow:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._chunks.end()
+        if self._taker is not None:  # what it works with may be ended behind it
+            self._taker.join(_END_SECONDS)
 
     def records(self, work: Work) -> Iterator[dict[str, Any]]:
         """Yield what comes, each record once.
@@ -86,8 +103,12 @@ class Flow:
             AuthenticationError: A server wants another key.
             BatchError: The work failed, or ended too soon.
         """
-        for job in (self._give, lambda: self._take(work)):
-            threading.Thread(target=job, name="llamatelemetry-ray", daemon=True).start()
+        name = "llamatelemetry-ray"
+        threading.Thread(target=self._give, name=name, daemon=True).start()
+        self._taker = threading.Thread(
+            target=self._take, args=(work,), name=name, daemon=True
+        )
+        self._taker.start()
         for text in self._arrivals():
             records, fatal = read_records(text)
             if fatal is not None:
@@ -103,11 +124,16 @@ class Flow:
 
     def _arrivals(self) -> Iterator[str]:
         """Yield answered chunks, until there are no more or it is called off."""
+        silence = Deadline.after(_SILENT_SECONDS)
         while not self._called_off.is_set():
             try:
                 came = self._came.get(timeout=_LOOK_SECONDS)
             except queue.Empty:
+                if silence.expired:
+                    self._check()
+                    silence = Deadline.after(_SILENT_SECONDS)
                 continue
+            silence = Deadline.after(_SILENT_SECONDS)
             if came is None:
                 return
             if isinstance(came, BaseException):
@@ -185,3 +211,66 @@ def _failed(error: Exception) -> BatchError:
     failure = BatchError(f"Ray fails: {lines[-1]}; what was answered is kept")
     failure.__cause__ = error
     return failure
+
+
+def wait_for_room(
+    free: Callable[[], Mapping[str, float]],
+    needs: Mapping[str, float],
+    called_off: threading.Event,
+) -> None:
+    """Wait until there is room for a server, which others may have.
+
+    Ray would wait for ever, and say nothing.
+
+    Args:
+        free: Says how many CPUs and cards are free.
+        needs: How many a server needs.
+        called_off: Set to end the wait.
+
+    Raises:
+        BatchError: There is none.
+    """
+    deadline = Deadline.after(_ROOM_SECONDS)
+    while not called_off.is_set():
+        have = free()
+        if all(have.get(name, 0) + ROUNDING >= need for name, need in needs.items()):
+            return
+        if deadline.expired:
+            raise BatchError(
+                f"others use the Ray cluster: {have.get('CPU', 0):g} CPUs and "
+                f"{have.get('GPU', 0):g} cards are free, and a server needs "
+                f"{needs['CPU']:g} and {needs['GPU']:g}; `ray status` says more"
+            )
+        time.sleep(_LOOK_SECONDS)
+
+
+@contextlib.contextmanager
+def held(cluster: contextlib.AbstractContextManager[None]) -> Iterator[None]:
+    """Hold a cluster in a thread of its own.
+
+    Ray's processes end with the thread that has started them, and a batch may end
+    before others that use its cluster.
+
+    Args:
+        cluster: Begins a cluster, and ends it.
+    """
+    began: Future[None] = Future()
+    over = threading.Event()
+
+    def hold() -> None:
+        try:
+            with cluster:
+                began.set_result(None)
+                over.wait()
+        except BaseException as error:  # noqa: BLE001 - raised by who waits for it
+            if not began.done():
+                began.set_exception(error)
+
+    thread = threading.Thread(target=hold, name="llamatelemetry-ray", daemon=True)
+    thread.start()
+    try:
+        began.result()
+        yield
+    finally:
+        over.set()
+        thread.join()

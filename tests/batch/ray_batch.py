@@ -1,8 +1,9 @@
 """A batch on a Ray cluster of this machine, told as JSON: `python FILE FOLDER ROWS`.
 
 Run by test_ray.py as a program of its own: Ray's threads and warnings stay here. Ctrl-C
-after a fifth of the rows; the same call again, in which a worker is killed; and a third
-time, when nothing is left to ask.
+after a tenth of the rows; the same call again, in which a worker is killed; and a third
+time, when nothing is left to ask. The first call begins the cluster, and another user
+of it, who comes while it runs, keeps it for the second.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
 from llamatelemetry.batch import map_prompts
 from llamatelemetry.batch._bar import BatchProgress
-from llamatelemetry.batch._ray import RayCluster, _cluster, _quiet, _ray
+from llamatelemetry.batch._ray import RayCluster, _ray, _shared
 from llamatelemetry.server._linux import process_command, process_ids
 
 PROMPT = "Question {row}: what is GGUF?"
@@ -69,26 +71,31 @@ def listening() -> Iterator[str]:
 
 
 class Watch:
-    """Does something to the run once it is far enough."""
+    """Looks at the run once it is far enough, and does something to it."""
 
-    def __init__(self, rows: int, *, kill: bool) -> None:
-        self.rows, self.kill, self.facts = rows, kill, {}
+    def __init__(self, rows: int, act: Callable[[dict[str, Any]], object]) -> None:
+        self.rows, self.act, self.facts = rows, act, {}
 
     def __call__(self, progress: BatchProgress) -> None:
         if self.facts or progress.done < self.rows:
             return
+        servers = list(own("llamatelemetry.server.embedded"))
+        if not servers:  # what was kept is enough, and they have not begun yet
+            return
         self.facts = {
             "addresses": sorted(set(listening())),
-            "servers": list(own("llamatelemetry.server.embedded")),
+            "servers": servers,
             "done": progress.done,
         }
-        if not self.kill:
-            os.kill(os.getpid(), signal.SIGINT)
-            return
-        worker = next(iter(own("ray::MapWorker")))
-        of = parents()
-        self.facts["orphans"] = [s for s in self.facts["servers"] if of[s] == worker]
-        os.kill(worker, signal.SIGKILL)
+        self.act(self.facts)
+
+
+def kill_a_worker(facts: dict[str, Any]) -> None:
+    """Kill a worker that has a server."""
+    of, workers = parents(), own("ray::")
+    worker = next(of[server] for server in facts["servers"] if of[server] in workers)
+    facts["orphans"] = [s for s in facts["servers"] if of[s] == worker]
+    os.kill(worker, signal.SIGKILL)
 
 
 def wait_for_end(pids: list[int]) -> list[int]:
@@ -128,17 +135,23 @@ def main() -> None:
             )
             facts = {"done": results.done, "failed": results.failed}
         except KeyboardInterrupt as error:
-            facts = {"interrupted": str(getattr(error, "__notes__", ""))}
+            facts = {"interrupted": str(error)}
         facts["lines"] = len(out.read_text().splitlines())
         return {**facts, "at": watch.facts, "seconds": time.monotonic() - began}
 
-    with _quiet(), _cluster(_ray(), None):
-        told["first"] = run(Watch(rows // 5, kill=False), "auto")
+    with ExitStack() as another_user:
+
+        def interrupt(_: object) -> None:
+            another_user.enter_context(_shared.use(_ray(), None))
+            os.kill(os.getpid(), signal.SIGINT)
+
+        told["first"] = run(Watch(rows // 10, interrupt), "auto")
         told["servers_left"] = wait_for_end(told["first"]["at"]["servers"])
-        told["second"] = run(Watch(rows // 2, kill=True), 7)
+        told["kept"] = list(own("gcs_server"))
+        told["second"] = run(Watch(rows // 2, kill_a_worker), 7)
         told["orphans_left"] = wait_for_end(told["second"]["at"]["orphans"])
         everything = list(own())
-    told["third"] = run(Watch(rows * 2, kill=False), "auto")
+    told["third"] = run(Watch(rows * 2, interrupt), "auto")
     told["left"] = {pid: process_command(pid) for pid in wait_for_end(everything)}
     print(json.dumps(told))  # noqa: T201 - how a program tells
 

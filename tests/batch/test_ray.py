@@ -17,12 +17,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import coverage
 import pyarrow as pa
 import pytest
 
 from llamatelemetry.batch import RayCluster, map_prompts
 from llamatelemetry.batch import _ray as ray_room
 from llamatelemetry.batch import _ray_actor as actor_room
+from llamatelemetry.batch import _ray_flow as flow_room
 from llamatelemetry.batch._answer import Asking
 from llamatelemetry.batch._asks import Ask
 from llamatelemetry.batch._ray_actor import (
@@ -44,7 +46,7 @@ from llamatelemetry.exceptions import (
 )
 from llamatelemetry.server import ServerConfig, ServerManager, find_engine
 
-ROWS = 200
+ROWS = 300
 SAMPLING: dict[str, Any] = {"temperature": 0, "max_tokens": 8}
 PROGRAM = Path(__file__).parent / "ray_batch.py"
 DEMO = Path(ray_room.__file__).parents[1] / "data" / "demo-q8_0.gguf"
@@ -59,14 +61,35 @@ def asks(count: int, words: str = "What is GGUF?") -> list[Ask]:
 # ── the whole, on a local cluster ────────────────────────────────────────────────
 
 
+def python() -> list[str]:
+    """Return how to run a program, which is measured if this one is.
+
+    Only the program itself: in Ray's workers and in servers it would cost more than it
+    tells.
+    """
+    measured = coverage.Coverage.current()
+    if measured is None:
+        return [sys.executable]
+    data = f"--data-file={os.path.abspath(measured.config.data_file)}"
+    return [sys.executable, "-m", "coverage", "run", "--parallel-mode", data]
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the program tells, which has run once for all tests that ask."""
     folder = tmp_path_factory.mktemp("ray")
+    # JupyterLab brings a grammar of addresses, with which jsonschema, and so each of
+    # Ray's fifteen processes, spends a second of CPU when it is imported.
+    (folder / "rfc3987_syntax.py").write_text("raise ImportError")
     # Ray keeps a token in the home folder, if it is to make one.
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_ADDRESS": "",
+        "PYTHONPATH": str(folder),
+    }
     done = subprocess.run(
-        [sys.executable, str(PROGRAM), str(folder), str(ROWS)],
+        [*python(), str(PROGRAM), str(folder), str(ROWS)],
         env=environment,
         capture_output=True,
         text=True,
@@ -76,6 +99,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr[-4000:]
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     lines = (folder / "results.jsonl").read_text().splitlines()
+    told["screen"] = done.stderr
     told["records"] = [json.loads(line) for line in lines]
     return told
 
@@ -141,6 +165,19 @@ def test_a_run_with_nothing_to_ask_needs_no_cluster(whole: dict[str, Any]) -> No
 
 
 @pytest.mark.slow
+def test_a_cluster_ends_with_its_last_user(whole: dict[str, Any]) -> None:
+    """A call that began the cluster leaves it to who uses it besides."""
+    assert whole["kept"]
+
+
+@pytest.mark.slow
+def test_ray_has_nothing_to_tell(whole: dict[str, Any]) -> None:
+    """Neither a deprecated option of Ray's nor its accounts reach the screen."""
+    assert "Warning" not in whole["screen"]
+    assert "Traceback" not in whole["screen"]
+
+
+@pytest.mark.slow
 def test_nothing_is_left_running(whole: dict[str, Any]) -> None:
     """Neither servers nor anything of Ray's outlives the run."""
     assert not whole["left"]
@@ -171,6 +208,8 @@ def test_only_this_machine_is_let_in(whole: dict[str, Any]) -> None:
         ({"context_size": 0}, "context_size"),
         ({"port": 8080}, "port"),
         ({"ctx_size": 10}, "context_size"),
+        ({"address": 6379}, "address"),
+        ({"address": ""}, "address"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused(
@@ -193,39 +232,110 @@ def test_a_file_is_named_by_its_whole_path(
 
 
 def test_a_key_is_not_shown() -> None:
-    """The repr of a cluster does not hold the servers' key."""
-    assert "hush" not in repr(RayCluster("demo", api_key="hush"))
+    """Neither a cluster nor what its workers are given shows the servers' key."""
+    cluster = RayCluster("demo", api_key="hush")
+
+    assert "hush" not in repr(cluster)
+    assert "hush" not in repr(ServerPlan("demo", None, cluster.options(1), 5, 2))
 
 
 @pytest.mark.parametrize(
-    ("values", "cards", "cpus", "places"),
+    ("values", "machines", "places"),
     [
-        ({}, 4, 16, (4, 1)),
-        ({"gpus_per_server": 2}, 5, 16, (2, 2)),
-        ({"servers": 3}, 4, 16, (3, 1)),
-        ({}, 0, 8, (8, 0)),
-        ({"cpus_per_server": 3}, 0, 8, (2, 0)),
-        ({"gpus_per_server": 0, "cpus_per_server": 4}, 4, 8, (2, 0)),
-        ({"cpus_per_server": 4}, 8, 8, (2, 1)),
+        ({}, [(4, 16)], (4, 1)),
+        ({"gpus_per_server": 2}, [(5, 16)], (2, 2)),
+        ({"gpus_per_server": 2}, [(3, 16), (1, 16), (2, 16)], (2, 2)),
+        ({"servers": 3}, [(2, 8), (2, 8)], (3, 1)),
+        ({}, [(0, 8)], (8, 0)),
+        ({}, [(0, 8), (1, 8)], (1, 1)),
+        ({"cpus_per_server": 3}, [(0, 8), (0, 2)], (2, 0)),
+        ({"cpus_per_server": 0.1}, [(0, 0.3)], (3, 0)),
+        ({"gpus_per_server": 0, "cpus_per_server": 4}, [(4, 8)], (2, 0)),
+        ({"cpus_per_server": 4}, [(8, 8)], (2, 1)),
     ],
 )
 def test_servers_fill_the_cluster(
-    values: dict[str, Any], cards: int, cpus: int, places: tuple[int, int]
+    values: dict[str, Any],
+    machines: list[tuple[float, float]],
+    places: tuple[int, int],
 ) -> None:
-    """There is a server for each group of cards, or of CPUs where there are none."""
-    assert RayCluster("demo", **values).places(cards, cpus) == places
+    """Each group of a machine's cards has a server, or of CPUs where there are none."""
+    assert RayCluster("demo", **values).places(machines) == places
 
 
 @pytest.mark.parametrize(
-    ("values", "cards", "cpus"),
-    [({"servers": 5}, 4, 16), ({"gpus_per_server": 8}, 4, 16), ({"servers": 9}, 0, 8)],
+    ("values", "machines", "told"),
+    [
+        ({"servers": 5}, [(4, 16)], "16 CPUs and 4 cards on 1 machines"),
+        ({"gpus_per_server": 8}, [(4, 16)], "16 CPUs and 4 cards"),
+        ({"gpus_per_server": 2}, [(1, 4), (1, 4)], "2 machines, which is room for 0"),
+        ({"servers": 9}, [(0, 8)], "room for 8 servers"),
+        ({}, [], "0 CPUs and 0 cards on 0 machines"),
+    ],
 )
 def test_servers_for_which_there_is_no_room_are_refused(
-    values: dict[str, Any], cards: int, cpus: int
+    values: dict[str, Any], machines: list[tuple[float, float]], told: str
 ) -> None:
-    """Ray would wait for ever for cards that the cluster has not."""
-    with pytest.raises(ConfigurationError, match=f"{cpus} CPUs and {cards} cards"):
-        RayCluster("demo", **values).places(cards, cpus)
+    """Ray would wait for ever for cards that no machine of the cluster has."""
+    with pytest.raises(ConfigurationError, match=told):
+        RayCluster("demo", **values).places(machines)
+
+
+def test_machines_that_are_gone_are_not_counted() -> None:
+    """What a machine has counts for as long as it lives."""
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0}},
+        {"Alive": False, "Resources": {"CPU": 8.0, "GPU": 4.0}},
+        {"Alive": True, "Resources": {"memory": 1.0}},
+    ]
+
+    found = ray_room._machines(SimpleNamespace(nodes=lambda: nodes))
+
+    assert found == [(2.0, 8.0), (0, 0)]
+
+
+NEEDS = {"CPU": 0.5, "GPU": 1}
+
+
+def test_room_is_waited_for() -> None:
+    """What a run before this one had may be free a moment later."""
+    free = iter([{}, {"CPU": 8.0}, {"CPU": 8.0, "GPU": 1.0}])
+
+    flow_room.wait_for_room(lambda: next(free), NEEDS, threading.Event())
+
+    assert next(free, None) is None
+
+
+def test_room_that_others_have_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where others have all cards the run says so, and does not wait for ever."""
+    monkeypatch.setattr(flow_room, "_ROOM_SECONDS", 0.0)
+
+    with pytest.raises(BatchError, match="8 CPUs and 0 cards are free.*0.5 and 1"):
+        flow_room.wait_for_room(lambda: {"CPU": 8.0}, NEEDS, threading.Event())
+
+
+def test_room_is_not_waited_for_once_called_off() -> None:
+    """A second Ctrl-C ends this wait as well."""
+    off = threading.Event()
+    off.set()
+
+    flow_room.wait_for_room(dict, NEEDS, off)
+
+
+def test_an_old_and_a_new_ray_are_told_of_several_chunks_at_once() -> None:
+    """The option that Ray is about to drop is given to a Ray that knows no other."""
+
+    def old(**values: Any) -> dict[str, Any]:
+        return values
+
+    def new(*, max_concurrent_calls_per_actor: int, **values: Any) -> dict[str, Any]:
+        return {"calls": max_concurrent_calls_per_actor, **values}
+
+    at_once = ray_room._CHUNKS_AT_ONCE
+    assert ray_room._actors(old, 2)["max_concurrency"] == at_once
+    assert ray_room._actors(old, 2)["compute"]["size"] == 2
+    assert ray_room._actors(new, 2).keys() == {"compute"}
+    assert ray_room._actors(new, 2)["compute"]["calls"] == at_once
 
 
 def test_context_is_for_each_request() -> None:
@@ -258,54 +368,175 @@ def test_without_ray_its_package_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         next(rows)
 
 
-def stand_in_ray(address: str, calls: list[dict[str, Any]]) -> Any:
-    """Return what looks like Ray on a machine that has one address."""
+class StandInRay:
+    """What looks like Ray on a machine that has one address."""
 
-    def init(**values: Any) -> None:
-        switch = sys.modules["ray._private.ray_constants"].ENABLE_RAY_CLUSTER
-        calls.append({**values, "switch": switch})
+    __version__ = "9.9"
 
-    return SimpleNamespace(
-        init=init,
-        shutdown=lambda: calls.append({"shutdown": True}),
-        is_initialized=lambda: False,
-        util=SimpleNamespace(get_node_ip_address=lambda: address),
-        __version__="9.9",
-    )
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+        self.constants = SimpleNamespace(ENABLE_RAY_CLUSTER=True)
+        self.hook = SimpleNamespace(enable_auto_connect=True)
+        modules = {"ray_constants": self.constants, "auto_init_hook": self.hook}
+        for name, module in modules.items():
+            monkeypatch.setitem(sys.modules, f"ray._private.{name}", module)
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        self.util = SimpleNamespace(get_node_ip_address=lambda: address)
+        self.calls: list[dict[str, Any]] = []
+        self.runs = False
+        self.trouble: BaseException | None = None
+
+    def init(self, **values: Any) -> None:
+        switches = self.constants.ENABLE_RAY_CLUSTER, self.hook.enable_auto_connect
+        self.calls.append({**values, "switches": switches})
+        if self.trouble is not None:
+            raise self.trouble
+        self.runs = True
+
+    def shutdown(self) -> None:
+        self.calls.append({"shutdown": self.hook.enable_auto_connect})
+        self.runs = False
+
+    def is_initialized(self) -> bool:
+        return self.runs
+
+    def get_runtime_context(self) -> Any:
+        return SimpleNamespace(gcs_address="192.0.2.7:6379")
 
 
 def test_a_ray_that_does_not_keep_to_this_machine_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A local cluster that others can reach is ended again at once."""
-    constants = SimpleNamespace(ENABLE_RAY_CLUSTER=True)
-    monkeypatch.setitem(sys.modules, "ray._private.ray_constants", constants)
-    calls: list[dict[str, Any]] = []
+    ray = StandInRay(monkeypatch, "192.0.2.7")
 
     with (
         pytest.raises(SetupError, match="Ray 9.9 binds a local cluster to 192.0.2.7"),
-        ray_room._cluster(stand_in_ray("192.0.2.7", calls), None),
+        ray_room._Shared().use(ray, None),
     ):
         pass
 
-    assert calls[0]["_node_ip_address"] == "127.0.0.1"
-    assert (calls[0]["include_dashboard"], calls[0]["switch"]) == (False, False)
-    assert calls[1:] == [{"shutdown": True}]
-    assert constants.ENABLE_RAY_CLUSTER is True
+    assert ray.calls[0]["_node_ip_address"] == "127.0.0.1"
+    assert ray.calls[0]["include_dashboard"] is False
+    assert ray.calls[0]["switches"] == (False, False)
+    assert ray.calls[1:] == [{"shutdown": False}]
+    assert ray.constants.ENABLE_RAY_CLUSTER is True
+    assert ray.hook.enable_auto_connect is True
 
 
-def test_an_address_is_connected_to_and_let_go(
+def test_what_is_left_of_a_batch_begins_no_cluster(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A cluster elsewhere is used as it is: nothing is started here."""
-    constants = SimpleNamespace(ENABLE_RAY_CLUSTER=True)
-    monkeypatch.setitem(sys.modules, "ray._private.ray_constants", constants)
-    calls: list[dict[str, Any]] = []
+    """Ray begins a cluster, open to others, for a call that comes after the end."""
+    ray = StandInRay(monkeypatch, "127.0.0.1")
 
-    with ray_room._cluster(stand_in_ray("", calls), "ray-head:6379"):
-        assert calls[0]["address"] == "ray-head:6379"
+    with ray_room._Shared().use(ray, None):
+        assert ray.hook.enable_auto_connect is False
 
-    assert calls[1:] == [{"shutdown": True}]
+    assert ray.calls[1:] == [{"shutdown": False}]
+    assert ray.hook.enable_auto_connect is True
+
+
+def test_a_ray_without_these_switches_is_used_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another version may have no such switch, or not the module that had it."""
+    ray = StandInRay(monkeypatch, "127.0.0.1")
+    del ray.hook.enable_auto_connect
+    monkeypatch.setitem(sys.modules, "ray._private.ray_constants", None)
+
+    with ray_room._set("ray._private.auto_init_hook", "enable_auto_connect", value=0):
+        assert not vars(ray.hook)
+    with ray_room._set("ray._private.ray_constants", "ENABLE_RAY_CLUSTER", value=0):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("address", "variable", "used"),
+    [
+        ("ray-head:6379", None, "ray-head:6379"),
+        ("ray-head:6379", "other:6379", "ray-head:6379"),
+        (None, "other:6379", "other:6379"),
+        (None, "", "local"),
+    ],
+)
+def test_an_address_is_connected_to_and_let_go(
+    address: str | None,
+    variable: str | None,
+    used: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A cluster elsewhere is used as it is, also the one whose job this program is."""
+    ray = StandInRay(monkeypatch, "127.0.0.1")
+    if variable is not None:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+
+    with ray_room._Shared().use(ray, address):
+        assert ray.calls[0]["address"] == used
+
+    assert ray.calls[1:] == [{"shutdown": False}]
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        (None, "Ray 9.9 does not start: no room in /dev/shm"),
+        ("ray-head:6379", "Ray 9.9 does not reach a cluster at ray-head:6379: no room"),
+    ],
+)
+def test_a_cluster_that_cannot_be_had_is_an_error_of_the_setup(
+    address: str | None, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever Ray raises comes as ours, and what was begun is ended."""
+    ray, shared = StandInRay(monkeypatch, "127.0.0.1"), ray_room._Shared()
+    ray.trouble = ConnectionError("no room in /dev/shm")
+
+    with pytest.raises(SetupError, match=told), shared.use(ray, address):
+        pass
+    assert ray.calls[1:] == [{"shutdown": False}]
+    ray.trouble = None
+
+    with shared.use(ray, address):
+        assert ray.runs
+    assert not ray.runs
+
+
+def test_a_cluster_of_several_batches_ends_with_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The one that began it may end before the others, and another may begin anew."""
+    ray, shared = StandInRay(monkeypatch, "127.0.0.1"), ray_room._Shared()
+    first, second = shared.use(ray, None), shared.use(ray, None)
+
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert ray.runs
+    assert ray.hook.enable_auto_connect is False
+    second.__exit__(None, None, None)
+    assert not ray.runs
+    with shared.use(ray, None):
+        assert ray.runs
+
+    assert [("shutdown" in call) for call in ray.calls] == [False, True, False, True]
+
+
+def test_a_cluster_that_the_program_uses_is_left_running(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is used as it is; an address of another one is refused, not passed over."""
+    ray = StandInRay(monkeypatch, "127.0.0.1")
+    ray.runs = True
+
+    for address in (None, "auto", "192.0.2.7:6379"):
+        with ray_room._Shared().use(ray, address):
+            pass
+    with (
+        pytest.raises(ConfigurationError, match="uses the Ray cluster at 192.0.2.7"),
+        ray_room._Shared().use(ray, "ray-head:6379"),
+    ):
+        pass
+
+    assert ray.calls == []
 
 
 # ── the server in a worker ───────────────────────────────────────────────────────
@@ -428,10 +659,10 @@ class Here:
         self.questions, self.answer = Questions(), answer
         self.put, self.forget = self.questions.put, self.questions.forget
         self.finish = self.questions.finish
-        self.ended = False
+        self.over = threading.Event()
 
     def end(self) -> None:
-        self.ended = True
+        self.over.set()
         self.questions.finish()
 
     def work(self) -> Iterator[str]:
@@ -463,7 +694,7 @@ def test_each_question_comes_back_once(count: int) -> None:
         ids = [record["id"] for record in window.records(here.work)]
 
     assert ids == [ask.row.id for ask in asks(count)]
-    assert here.ended
+    assert here.over.is_set()
 
 
 def test_records_that_come_again_are_dropped() -> None:
@@ -523,6 +754,30 @@ def test_chunks_that_arrive_out_of_order_keep_their_places() -> None:
 
 def test_called_off_it_ends_without_waiting() -> None:
     """Nothing that runs is waited for once it is called off."""
+    off, work_ended = threading.Event(), threading.Event()
+    here = Here(echo)
+
+    def stuck() -> Iterator[str]:
+        yield next(here.work())
+        here.over.wait()
+        work_ended.set()
+
+    with flow(iter(asks(30)), here, off) as window:
+        records = window.records(stuck)
+        next(records)
+        off.set()
+        rest = list(records)
+        assert not here.over.is_set()
+
+    assert len(rest) <= 2  # of the chunk that had come
+    assert work_ended.is_set()  # so that a cluster is not ended while it is used
+
+
+def test_work_that_does_not_end_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Work that is ended and goes on all the same does not hold up the end."""
+    monkeypatch.setattr(flow_room, "_END_SECONDS", 0.1)
     off, never = threading.Event(), threading.Event()
     here = Here(echo)
 
@@ -531,14 +786,37 @@ def test_called_off_it_ends_without_waiting() -> None:
         never.wait()
 
     with flow(iter(asks(30)), here, off) as window:
-        records = window.records(stuck)
-        next(records)
+        next(window.records(stuck))
         off.set()
-        rest = list(records)
+
+    assert not never.is_set()
     never.set()
 
-    assert len(rest) <= 2  # of the chunk that had come
-    assert here.ended
+
+def test_after_a_silence_it_is_asked_whether_answers_can_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where machines are gone Ray waits for ever: the run ends, and says why."""
+    monkeypatch.setattr(flow_room, "_SILENT_SECONDS", 0.0)
+    here, off = Here(echo), threading.Event()
+    looks = iter([[(1, 4), (1, 4)], [(1, 4), (0, 4)]])
+
+    def check() -> None:
+        RayCluster("demo").check(next(looks), 2, 1)
+
+    def lost() -> Iterator[str]:
+        yield next(here.work())
+        here.over.wait()
+
+    with (
+        Flow(
+            iter(asks(9)), here, size=3, ahead=2, called_off=off, check=check
+        ) as window,
+        pytest.raises(BatchError, match="room for 1 of 2 servers"),
+    ):
+        list(window.records(lost))
+
+    assert next(looks, None) is None  # the first look found all machines
 
 
 def test_work_that_ends_too_soon_is_an_error() -> None:
