@@ -14,7 +14,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from llamatelemetry import _chart
@@ -205,6 +205,8 @@ def memory_figure(
 def new_figure(width: int, height: int, dpi: int = _FINE_DPI) -> Any:
     """Return an empty ``matplotlib.figure.Figure``, which no style has touched.
 
+    A notebook shows it where it is a cell's value, as it does those of pyplot.
+
     Args:
         width: Pixels, with 100 for an inch.
         height: The same.
@@ -217,6 +219,8 @@ def new_figure(width: int, height: int, dpi: int = _FINE_DPI) -> Any:
     inches = (_inches(width), _inches(height))
     figure = figure_class(figsize=inches, dpi=dpi, facecolor=PAPER)
     canvas_class(figure)
+    # Not of a class of our own, which pickle would not find: IPython asks the object.
+    figure._repr_png_ = partial(_shown, figure)
     return figure
 
 
@@ -233,8 +237,20 @@ def figure_png(figure: Any) -> bytes:
         b'PNG'
     """
     stream = io.BytesIO()
-    figure.canvas.print_png(stream)
+    canvas = figure.canvas
+    if not hasattr(canvas, "print_png"):  # a figure that was pickled lost its own
+        canvas = _classes()[1](figure)
+    canvas.print_png(stream)
     return stream.getvalue()
+
+
+def _shown(figure: Any) -> tuple[bytes, dict[str, int]]:
+    """Return a figure's PNG, and its size on the page: with 100 pixels for an inch."""
+    width, height = figure.get_size_inches()
+    return figure_png(figure), {
+        "width": round(width * _DPI),
+        "height": round(height * _DPI),
+    }
 
 
 def _tops(devices: Sequence[Device], traces: Sequence[Trace]) -> tuple[float, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pytest
+from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 
 from llamatelemetry import plots
@@ -429,3 +431,13 @@ def test_times_are_said_in_words() -> None:
 
     assert told == ["1 minute", "2 minutes", "90 seconds", "60 minutes", "7.5 seconds"]
     assert [duration(5400), duration(86_400)] == ["90 minutes", "24 hours"]
+
+
+def test_a_notebook_shows_a_figure() -> None:
+    """IPython shows it without pyplot, at its size of 100 pixels for an inch."""
+    figure = memory_figure([device()], [trace()], now=NOW, window=WINDOW)
+
+    shown, size = DisplayFormatter().format(pickle.loads(pickle.dumps(figure)))
+
+    assert shown["image/png"] == figure_png(figure)
+    assert size["image/png"] == {"width": 640, "height": 243}
