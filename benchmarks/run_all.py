@@ -111,7 +111,9 @@ BENCHMARKS = [
         "timings.py",
         "Times of benchmark()",
         "Bound: times to first tokens and between tokens within 2 ms, in the median, "
-        "of what a stand-in for the server waits.",
+        "of what a stand-in for the server waits, over connections that are kept. A "
+        "new connection, which llama-server wants for each stream, is part of the "
+        "time to the first token: those are held against a bare socket.",
     ),
     (
         "recording.py",

@@ -129,11 +129,12 @@ class _SecureConnection(_TellsSocket, HTTPSConnection):
 
 
 class _Adapter(HTTPAdapter):
-    """Opens connections that tell their socket."""
+    """Opens connections that tell their socket; all of them to one server."""
 
     def __init__(self, on_connect: Callable[[socket.socket], None]) -> None:
         super().__init__(pool_connections=1, pool_maxsize=1)
         self._on_connect = on_connect
+        self._pool: Any = None
 
     def get_connection_with_tls_context(
         self,
@@ -142,14 +143,23 @@ class _Adapter(HTTPAdapter):
         proxies: Any = None,
         cert: Any = None,
     ) -> Any:
-        pool: Any = super().get_connection_with_tls_context(
-            request, verify, proxies, cert
-        )
-        if "on_connect" not in pool.conn_kw:
+        if self._pool is None:  # looked up once: it is the same for every request
+            pool: Any = super().get_connection_with_tls_context(
+                request, verify, proxies, cert
+            )
             secure = pool.scheme == "https"
             pool.ConnectionCls = _SecureConnection if secure else _PlainConnection
             pool.conn_kw["on_connect"] = self._on_connect
-        return pool
+            self._pool = pool
+        return self._pool
+
+    def build_response(self, req: requests.PreparedRequest, resp: Any) -> Any:  # noqa: ARG002 -- requests' method
+        """Return urllib3's reply as it is; nothing more of requests' is looked at.
+
+        Its cookies, encoding and history would cost as much as sending does, between
+        the first bytes of an answer and whoever waits for them.
+        """
+        return resp
 
 
 @dataclass(slots=True)
@@ -216,7 +226,7 @@ class Connection:
         request.headers = requests.structures.CaseInsensitiveDict(headers)
         request.body = body
         try:
-            response = self._adapter.send(
+            raw: Any = self._adapter.send(
                 request,
                 stream=True,
                 timeout=(
@@ -232,10 +242,7 @@ class Connection:
         except _LIBRARY_ERRORS as error:
             # The libraries' own chain is 60 lines long in a notebook, and says no more.
             raise _as_builtin(error) from None
-        raw = response.raw
-        return RawReply(
-            response.status_code, response.headers, _blocks_of(raw), raw.close
-        )
+        return RawReply(raw.status, raw.headers, _blocks_of(raw), raw.close)
 
     def limit_silence(self, seconds: float) -> None:
         """Let the next wait end after this time."""

@@ -33,7 +33,8 @@ class RequestRecord:
     Attributes:
         kind: What was asked for: "chat", "completion", "embeddings", "tokenize", ...
         path: The path it was sent to.
-        start: When it was sent, in seconds of ``time.monotonic()``.
+        start: When it was about to be sent, in seconds of ``time.monotonic()``: opening
+            a connection for it comes after that.
         end: When its answer was whole, or it failed or was cancelled, likewise.
         time_to_first_token: Seconds from start to the first text, thinking or tool
             call; None where none came.

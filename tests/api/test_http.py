@@ -164,6 +164,18 @@ def test_a_reply_cut_in_half_is_an_error(stand_in: StandIn) -> None:
         HTTPClient(stand_in.url(end="cut")).request("GET", "/health")
 
 
+def test_a_limited_reply_whose_server_closes_is_read_to_its_end(
+    stand_in: StandIn,
+) -> None:
+    """The last byte closes the socket, and a total time has nothing to shorten then."""
+    client = HTTPClient(stand_in.url(close=2))
+    reply = client.stream("GET", "/health", total_timeout=20)
+    reply.open()
+
+    assert b"".join(reply) == b'{"status": "ok"}'
+    assert client.request("GET", "/health").status == 200
+
+
 def test_tls_with_a_server_that_has_none_is_an_error(stand_in: StandIn) -> None:
     """The wrong scheme ends in one of this package's errors."""
     client = HTTPClient(stand_in.url().replace("http:", "https:"))

@@ -9,6 +9,9 @@ first part of its path, as options joined by commas::
 so that a client is aimed at a behaviour by its base URL; a request's body may hold
 more of them in ``stand_in``. ``GET /seen`` answers what was asked for so far. It shares
 no code with the package that it tests.
+
+All waiting is counted from the moment in which a request came: what is late once makes
+nothing after it late.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import socketserver
@@ -47,7 +51,7 @@ DEFAULTS: dict[str, Any] = {
     "finish": "stop",  # finish reason
     "end": "done",  # done, none, cut, reset, hang, error, olderror, badjson, ...
     "server": "stand-in",  # what it says it is
-    "close": 0,  # 1: say keep-alive, and close all the same
+    "close": 0,  # 1: say keep-alive, and close all the same; 2: say so
     "tag": "",  # nothing; makes two addresses differ
     "drop": 0,  # this many first requests of a path are dropped unanswered
     "die": "",  # at once, begun or spoken: when the whole program ends by SIGKILL
@@ -56,6 +60,7 @@ DEFAULTS: dict[str, Any] = {
     "once": "",  # a file: it dies only while there is none, and makes it
 }
 
+CLOSE_AS_SAID = 2
 LINE_ENDS = {"lf": b"\n", "cr": b"\r", "crlf": b"\r\n"}
 ERRORS = {
     401: ("authentication_error", "Invalid API Key"),
@@ -105,13 +110,15 @@ class Handler(socketserver.StreamRequestHandler):
         request = self.rfile.readline().decode().split()
         if not request:
             return False
+        self.due = time.monotonic()
         headers: dict[str, str] = {}
         while line := self.rfile.readline().decode().strip():
             name, _, value = line.partition(":")
             headers[name.lower()] = value.strip()
         body = self.rfile.read(int(headers.get("content-length", 0)))
         self.options, path = Options.read(request[1])
-        if body and "stand_in" in (asked := json.loads(body)):
+        asked = json.loads(body) if body else None
+        if asked and "stand_in" in asked:
             self.options.add(asked["stand_in"])
         if path == "/seen":
             return self.send_json(self.server.seen)
@@ -121,15 +128,15 @@ class Handler(socketserver.StreamRequestHandler):
             "target": request[1],
             "path": path,
             "headers": headers,
-            "body": json.loads(body) if body else None,
+            "body": asked,
             "connection": self.client_address[1],
             "hung_up_after": None,
         }
         self.server.seen.append(self.entry)
         if repeated < self.options["drop"]:
             return False
-        if self.options["before"]:
-            time.sleep(self.options["before"])
+        self.due += self.options["before"]
+        time.sleep(max(0.0, self.due - time.monotonic()))
         self.die("at once")
         alive = self.answer(path, self.entry["body"] or {})
         if self.options["deaf"]:
@@ -195,9 +202,12 @@ class Handler(socketserver.StreamRequestHandler):
 
     def send_whole(self, body: bytes, kind: str, status: int) -> bool:
         """Send a body whose length is known; cut in half by ``end=cut``."""
+        keep = "Keep-Alive: timeout=5, max=100"
+        if self.options["close"] == CLOSE_AS_SAID:
+            keep = "Connection: close"
         head = (
             f"HTTP/1.1 {status} Some Reason\r\nContent-Type: {kind}\r\n"
-            f"Content-Length: {len(body)}\r\nKeep-Alive: timeout=5, max=100\r\n"
+            f"Content-Length: {len(body)}\r\n{keep}\r\n"
             "Location: http://elsewhere.invalid/\r\n\r\n"
         )
         if self.options["end"] == "cut":
@@ -232,11 +242,13 @@ class Handler(socketserver.StreamRequestHandler):
             self.send_event(chunk(chat, role=True) | {"prompt_progress": done})
         self.send_event(chunk(chat, role=True))
         for number, piece in enumerate(pieces(options, body)):
+            choices = range(options["choices"])
+            events = [self.event(chunk(chat, index=one, **piece)) for one in choices]
             self.wait(options["pace"])
             if number == 1:
                 self.die("spoken")
-            for choice in range(options["choices"]):
-                self.send_event(chunk(chat, index=choice, **piece))
+            for event in events:
+                self.send_bytes(event)
             if number == 0 and options["hush"]:
                 self.wait(options["hush"], ping=options["ping"])
         return self.send_end(chat, body)
@@ -275,7 +287,11 @@ class Handler(socketserver.StreamRequestHandler):
 
     def send_event(self, value: Any) -> None:
         """Send one event."""
-        self.send_bytes(b"data: " + json.dumps(value).encode() + 2 * self.line_end())
+        self.send_bytes(self.event(value))
+
+    def event(self, value: Any) -> bytes:
+        """Return one event as it is sent."""
+        return b"data: " + json.dumps(value).encode() + 2 * self.line_end()
 
     def send_bytes(self, data: bytes) -> None:
         """Send bytes of the body, in as many writes as the options ask for."""
@@ -288,14 +304,13 @@ class Handler(socketserver.StreamRequestHandler):
 
     def wait(self, seconds: float, ping: float = 0.0) -> None:
         """Wait, with pings or without; notice a client that hangs up."""
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            self.request.settimeout(min(left, ping or left))
-            with contextlib.suppress(TimeoutError):
+        self.due += seconds
+        while (left := self.due - time.monotonic()) > 0:
+            # To the microsecond: a socket's own timeout is rounded up to milliseconds.
+            if select.select([self.request], [], [], min(left, ping or left))[0]:
                 if not self.request.recv(1, socket.MSG_PEEK):
                     raise ConnectionResetError
-            self.request.settimeout(None)
-            if ping:
+            elif ping:
                 self.send_bytes(b":" + 2 * self.line_end())
 
 
