@@ -27,7 +27,7 @@ def test_each_notebook_has_metadata_and_nothing_else_has() -> None:
     folders = {path.parent.name for path in ROOT.glob("kaggle/*/kernel-metadata.json")}
 
     assert folders == set(NOTEBOOKS)
-    assert len(folders) == 11
+    assert len(folders) == 13
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

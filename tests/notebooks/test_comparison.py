@@ -25,6 +25,7 @@ SAME = {
     "first token after 12 ms, 45 tokens": "first token after 9 ms, 45 tokens",
     "took 3 seconds": "took 14 seconds",
     "2,345 tokens/s": "71.5 tokens/s",
+    "70.97 rows/s, 30 rows": "8.1 rows/s, 30 rows",
     "ready at http://127.0.0.1:28877/v1": "ready at http://127.0.0.1:9301/v1",
     "process 1234": "process 99",
     "pid=77": "pid=1999999",
@@ -38,6 +39,7 @@ SAME = {
 }
 DIFFERENT = {
     "42 tokens": "43 tokens",
+    "30 rows": "31 rows",
     "9.0 GiB": "9.1 GiB",
     "14.7 of 15.0 GiB free": "14.6 of 15.0 GiB free",
     "fits: True": "fits: False",

@@ -31,6 +31,8 @@ NAMES = [
     "09_without_internet",
     "10_inside_a_model",
     "11_after_fine_tuning",
+    "12_batch",
+    "13_benchmarks_and_telemetry",
 ]
 HEAD = f"""# 99 · A test
 
@@ -154,7 +156,7 @@ BROKEN: dict[str, Callable[[NotebookNode], None]] = {
 
 
 def test_all_of_them_are_there() -> None:
-    """The eleven notebooks are there, and no other."""
+    """The thirteen notebooks are there, and no other."""
     assert [path.stem for path in FILES] == NAMES
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nbformat import NotebookNode
-from notebook_tools import NOTEBOOKS, code_cells, is_compared
+from notebook_tools import NOTEBOOKS, code_cells, folder_pattern, is_compared
 
 MOST_OUTPUT_BYTES = 300_000
 MOST_IGNORED = 0.15
@@ -15,8 +15,7 @@ DEMO_SENTENCE = "The outputs below are of a run with `LLAMATELEMETRY_DEMO=1`"
 INSTALL = NOTEBOOKS.parent / "kaggle" / "install.py"
 
 _FOLDER = re.compile(
-    r"(?<![\w./~…<+])/(?!(?:kaggle|content|proc|sys|dev|v1)/)[\w.+@-]+/"
-    r"|(?<![\w./~…])/(?:tmp|root|home|work|usr)\b"
+    folder_pattern() + r"|(?<![\w./~…])/(?:tmp|root|home|work|usr)\b"  # or without a /
 )
 _SECRET = re.compile(
     r"hf_[A-Za-z0-9_]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"

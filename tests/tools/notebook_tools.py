@@ -88,12 +88,18 @@ def sanitize_rules() -> list[tuple[str, str]]:
     )
 
 
+def folder_pattern() -> str:
+    """Return what the sanitizer takes for folders of the machine."""
+    return next(
+        pattern
+        for pattern, replacement in sanitize_rules()
+        if replacement == SHORT_FOLDER
+    )
+
+
 def without_folders(text: str) -> str:
-    """Shorten what the sanitizer takes for a folder of the machine."""
-    for pattern, replacement in sanitize_rules():
-        if replacement == SHORT_FOLDER:
-            text = re.sub(pattern, replacement, text)
-    return text
+    """Shorten what the sanitizer takes for folders of the machine."""
+    return re.sub(folder_pattern(), SHORT_FOLDER, text)
 
 
 def execute(path: Path, variables: dict[str, str], folder: Path) -> NotebookNode:
