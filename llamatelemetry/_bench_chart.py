@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ _HEIGHT = 260  # pixels, of which an inch has 100
 _WIDTH_EACH = 290
 _SPREAD = 0.18  # how strongly the space up to the 90th percentile is coloured
 _ABOVE = 1.05  # room for the topmost point
+_MOST_TICKS = 8  # loads that are named in a plot
+_LONGEST_NAME = 18  # letters of what is compared
 _ROOM = {"left": 0.06, "right": 0.985, "bottom": 0.17, "top": 0.89, "wspace": 0.24}
 
 Times = Sequence[tuple[float, float] | None]
@@ -51,8 +54,7 @@ def loads_figure(
         [places[one] for one in order], [rates[one] for one in order], **_line(USED)
     )
     _dress(through, "Tokens per second", across, "")
-    ticks = sorted(set(places))
-    through.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    _by_load(through, places)
     for axes, title, times in (
         (waits, "Time to first token", first),
         (paces, "Time per output token", each),
@@ -64,8 +66,8 @@ def loads_figure(
         upper = [1000 * high for _, _, high in points]
         axes.fill_between(x, middle, upper, color=MARK, alpha=_SPREAD, linewidth=0)
         axes.plot(x, middle, **_line(MARK))
-        _dress(axes, title, across, "ms")
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        _dress(axes, title, across, "ms, median to p90")
+        _by_load(axes, places)
     plots.plain_text(figure)
     return figure
 
@@ -82,15 +84,38 @@ def rounds_figure(
     """
     figure = plots.new_figure(max(2, len(ratios)) * _WIDTH_EACH, _HEIGHT)
     every = figure.subplots(1, len(ratios), squeeze=False, gridspec_kw=_ROOM)[0]
+    one, other = (
+        name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+        for name in names
+    )
     for axes, (title, values, interval) in zip(every, ratios, strict=True):
         if interval is not None:
             axes.axhspan(*interval, color=USED, alpha=_SPREAD, linewidth=0)
         axes.axhline(1, color=LIMIT, linewidth=1, linestyle="--")
         x = range(1, len(values) + 1)
         axes.plot(x, values, **{**_line(USED), "linestyle": ""})
-        _dress(axes, title, "round", f"{names[1]} / {names[0]}", from_0=False)
+        _dress(
+            axes,
+            title.capitalize(),
+            "round" if interval is None else "round; the band is the median's spread",
+            f"{other} / {one}",
+            from_0=False,
+        )
+        axes.xaxis.get_major_locator().set_params(integer=True)
     plots.plain_text(figure)
     return figure
+
+
+def _by_load(axes: Any, places: Sequence[float]) -> None:
+    """Have each doubling of the load as wide; name those that have room."""
+    axes.set_xscale("log", base=2)
+    axes.minorticks_off()
+    named: list[float] = []
+    for place in sorted(set(places)):
+        apart = math.log(max(places) / min(places)) / _MOST_TICKS
+        if not named or math.log(place / named[-1]) >= apart:
+            named.append(place)
+    axes.set_xticks(named, [f"{place:g}" for place in named])
 
 
 def _line(colour: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from llamatelemetry._units import printable
 from llamatelemetry.api.client import LlamaCppClient
 from llamatelemetry.bench._benchmark import CONCURRENCY, benchmark, planned
 from llamatelemetry.bench.results import BenchmarkResult
-from llamatelemetry.exceptions import ConfigurationError
+from llamatelemetry.exceptions import ConfigurationError, LLCudaError
 from llamatelemetry.session import launch
 
 _FAILURE = 1
@@ -144,9 +144,11 @@ def _rates(text: str) -> tuple[float, ...]:
 
 
 def run_bench(options: argparse.Namespace) -> int:
-    """Measure, and print the tables; return 1 if a load got no answer."""
-    if options.json is not None and not Path(options.json).parent.is_dir():
-        raise ConfigurationError(f"--json {options.json}: there is no such folder")
+    """Measure, and print the tables; return 1 if a load got no answer.
+
+    What was measured before an error or Ctrl-C is printed and written all the same.
+    """
+    _check_file(options.json)
     try:
         result = _measured(options)
     except ConfigurationError as error:
@@ -154,19 +156,53 @@ def run_bench(options: argparse.Namespace) -> int:
         for argument, option in _OPTIONS.items():
             message = re.sub(rf"^{argument}\b", option, message)
         raise ConfigurationError(message) from None
-    except KeyboardInterrupt as interrupt:
-        notes = getattr(interrupt, "__notes__", ())
-        print("\n\n".join(["llamatelemetry: interrupted", *notes]), file=sys.stderr)
+    except (KeyboardInterrupt, LLCudaError) as error:
+        partial: BenchmarkResult | None = getattr(error, "partial", None)
+        if partial is not None:
+            print("measured so far:")
+            _show(partial, options.json)
+        if isinstance(error, LLCudaError):
+            raise
+        print("llamatelemetry: interrupted", file=sys.stderr)
         return _INTERRUPTED
-    print(result)
-    if options.json is not None:
-        result.to_json(options.json)
-        print(f"\nwritten to {printable(options.json)}")
+    _show(result, options.json)
     answered = all(load.completed for load in result.loads)
     return 0 if answered else _FAILURE
 
 
+def _check_file(path: str | None) -> None:
+    """Say at once what would keep the result from being written at the end."""
+    if path is None:
+        return
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise ConfigurationError(f"--json {path}: there is no such folder")
+    if Path(path).is_dir():
+        raise ConfigurationError(f"--json {path}: that is a folder; name a file")
+    beside = not Path(path).exists() or Path(path).is_file()  # not of a device
+    if not os.access(folder if beside else path, os.W_OK):
+        raise ConfigurationError(f"--json {path}: it may not be written there")
+
+
+def _show(result: BenchmarkResult, path: str | None) -> None:
+    print(result)
+    if path is not None:
+        result.to_json(path)
+        print(f"\nwritten to {printable(path)}")
+
+
 def _measured(options: argparse.Namespace) -> BenchmarkResult:
+    if options.url is not None:
+        for name, value in (
+            ("--engine", options.engine),
+            ("--gpus", options.gpus),
+            ("--parallel", options.parallel),
+            ("--ctx-size", options.context),
+        ):
+            if value is not None:
+                raise ConfigurationError(
+                    f"{name} is of a server that is launched; --url names one that runs"
+                )
     asked = {
         "concurrency": options.concurrency,
         "request_rate": options.rate,
@@ -180,7 +216,7 @@ def _measured(options: argparse.Namespace) -> BenchmarkResult:
         "ignore_eos": not options.respect_eos,
     }
     # What cannot work is said before a model is fetched.
-    plan = planned(**asked, prompts=None, timeout=1, sampling={})
+    plan = planned(**asked, prompts=None, timeout=1, monitor=None, sampling={})
     if options.url is not None:
         key = os.environ.get("LLAMA_API_KEY")
         with LlamaCppClient(options.url, api_key=key) as client:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bench_tools import interrupted_at
-from client_tools import StandIn
+from bench_tools import chats, interrupted_at
+from client_tools import STAND_IN, StandIn
 from nvml_tools import StandInDriver
 
 from llamatelemetry.bench import BenchmarkResult
@@ -108,6 +113,12 @@ def test_a_server_that_is_not_there_is_exit_code_1(
         (["demo", "--url", "http://127.0.0.1:9"], "not allowed with"),
         (["--engine", "/nowhere/server"], "/nowhere/server"),
         (["--json", "no/such/folder/bench.json"], "no such folder"),
+        (["--json", "."], "that is a folder"),
+        (["--burstiness", "0.0001"], "--burstiness is 0.0001"),
+        (["--url", "http://127.0.0.1:9", "--parallel", "64"], "--parallel is of"),
+        (["--url", "http://127.0.0.1:9", "--engine", "x"], "--engine is of"),
+        (["--url", "http://127.0.0.1:9", "--gpus", "none"], "--gpus is of"),
+        (["--url", "http://127.0.0.1:9", "--ctx", "64"], "--ctx-size is of"),
     ],
     ids=" ".join,
 )
@@ -127,20 +138,68 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert "Traceback" not in printed.err
 
 
-def test_ctrl_c_shows_what_was_measured(
-    stand_in: StandIn, capsys: pytest.CaptureFixture[str]
+def test_ctrl_c_shows_and_writes_what_was_measured(
+    stand_in: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The loads that were finished are shown; exit code 130."""
+    """The loads that were finished are shown and kept; exit code 130."""
     url = stand_in.url(tokens=2, pace=0.1)
-    arguments = ["-c", "2,1", "--requests", "2", "--warm-up", "0"]
+    path = tmp_path / "bench.json"
+    arguments = ["-c", "2,1", "--requests", "2", "--warm-up", "0", "--json", str(path)]
     with interrupted_at(stand_in, url, 3):
         code = main(["bench", "--url", url, *arguments])
     printed = capsys.readouterr()
 
     assert code == 130
-    assert "interrupted" in printed.err
-    assert "measured so far" in printed.err
-    assert printed.out == ""
+    assert printed.err.endswith("llamatelemetry: interrupted\n")
+    assert printed.out.startswith("measured so far:\nBenchmark of")
+    assert f"written to {path}" in printed.out
+    assert [one.concurrency for one in BenchmarkResult.from_json(path).loads] == [2]
+
+
+@contextlib.contextmanager
+def server_that_is_killed(at_chat: int) -> Iterator[str]:
+    """Yield the address of a server that is killed once so many chats were asked."""
+    process = subprocess.Popen(
+        [sys.executable, str(STAND_IN)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    ended = threading.Event()
+    with process:
+        assert process.stdout is not None
+        server = StandIn(int(process.stdout.readline()))
+        url = server.url(tokens=2, pace=0.05)
+
+        def watch() -> None:
+            while len(chats(server, url)) < at_chat and not ended.wait(0.02):
+                pass
+            process.kill()
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            yield url
+        finally:
+            ended.set()
+            watcher.join()
+
+
+def test_a_server_that_dies_leaves_what_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed in the second load: tables and file have the first; exit code 1."""
+    path = tmp_path / "bench.json"
+    with server_that_is_killed(at_chat=4) as url:
+        code = main(
+            ["bench", "--url", url, "-c", "1,1,1", "--requests", "2", "--warm-up", "1",
+             "--json", str(path)]
+        )  # fmt: skip
+    printed = capsys.readouterr()
+
+    assert code == 1
+    assert printed.out.startswith("measured so far:\nBenchmark of")
+    assert "Traceback" not in printed.err
+    assert printed.err.splitlines()[-1].startswith("llamatelemetry: ")
+    first, *_ = BenchmarkResult.from_json(path).loads
+    assert (first.completed, first.errors) == (2, {})
 
 
 def test_json_is_of_the_whole_result(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,22 +12,31 @@ from typing import Any
 
 from llamatelemetry import __version__
 from llamatelemetry.api._requests import Messages
+from llamatelemetry.bench import _stored
 from llamatelemetry.bench._bar import LoadBar
 from llamatelemetry.bench._energy import Meter
 from llamatelemetry.bench._load import Load, arrivals
 from llamatelemetry.bench._metrics import LoadResult, summary_of
-from llamatelemetry.bench._prompts import Given, Prompts, given_prompts, made_prompts
+from llamatelemetry.bench._prompts import (
+    Given,
+    Prompts,
+    given_prompts,
+    listed,
+    made_prompts,
+)
 from llamatelemetry.bench._target import Opened, Target, opened
 from llamatelemetry.bench.results import BenchmarkResult
-from llamatelemetry.exceptions import ConfigurationError
+from llamatelemetry.exceptions import ConfigurationError, LLCudaError
 from llamatelemetry.gpu.monitor import GPUMonitor
 
-__all__ = ["Bench", "Plan", "benchmark", "planned"]
+__all__ = ["Bench", "Plan", "benchmark", "keep", "planned", "whole"]
 
 CONCURRENCY = (1, 2, 4, 8)
 _LEAST_REQUESTS, _REQUESTS_OF_RATE = 8, 32
 _WARM_UP_TOKENS = 16
 _MOST = 1_000_000
+_LEAST_BURSTINESS = 0.05
+"""With less, a gap may be too short for a number, and no time is left to stretch."""
 
 Each = int | Sequence[int]
 Rates = float | Sequence[float] | None
@@ -46,8 +56,9 @@ class Plan:
     burstiness: float
     seed: int
     ignore_eos: bool
-    prompts: Given
+    prompts: Sequence[Messages] | None
     timeout: float
+    monitor: GPUMonitor | None
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -117,8 +128,8 @@ def benchmark(
     ``seed``, or its prompts are all in the cache. Given prompts are asked in turn, and
     the first follows the last.
 
-    Ctrl-C ends all requests; the interrupt then passes, with a note that has the loads
-    that were finished.
+    Ctrl-C ends all requests. It, or an error that ends a later load, then passes with
+    the loads that were finished: in its words, and as a result in its ``partial``.
 
     Args:
         target: A session, a pool, a client, or a server's URL.
@@ -135,7 +146,7 @@ def benchmark(
         warm_up: Requests before each load that are not measured, with answers of at
             most 16 tokens; None: as many as run at once.
         burstiness: Of an open loop: 1 for a Poisson process, less for bursts, more for
-            even distances.
+            even distances; 0.05 at least.
         seed: Equal seeds give equal prompts and arrivals.
         temperature: 0 takes the likeliest token always.
         ignore_eos: Whether an answer goes on to its last token though the model would
@@ -172,20 +183,36 @@ def benchmark(
         seed=seed,
         ignore_eos=ignore_eos,
         timeout=timeout,
+        monitor=monitor,
         sampling={"temperature": temperature, **sampling},
     )
     done: list[LoadResult] = []
     with ExitStack() as ending:
         at = ending.enter_context(opened(target, timeout))
-        bench = ending.enter_context(Bench.of(at, plan, monitor, progress=progress))
+        bench = ending.enter_context(Bench.of(at, plan, progress=progress))
         try:
             for place in range(len(plan.loads)):
                 done.append(bench.measure(place))  # noqa: PERF401 - kept if interrupted
-        except KeyboardInterrupt as interrupt:
+        except (KeyboardInterrupt, LLCudaError) as error:
             if done:
-                interrupt.add_note(f"measured so far:\n{bench.result(done)}")
+                keep(error, bench.result(done))
             raise
         return bench.result(done)
+
+
+def keep(error: KeyboardInterrupt | LLCudaError, partial: object) -> None:
+    """Put what was measured into what ended it: nothing is lost.
+
+    Args:
+        error: Gets it as ``partial``, and shows it.
+        partial: The result of what was finished.
+    """
+    error.partial = partial  # type: ignore[union-attr]
+    told = f"measured so far, and kept as this error's .partial:\n{partial}"
+    if isinstance(error, KeyboardInterrupt):
+        error.args = (told,)  # IPython 7, which Colab has, shows no notes
+    else:
+        error.add_note(told)
 
 
 class Bench:
@@ -208,9 +235,7 @@ class Bench:
 
     @classmethod
     @contextmanager
-    def of(
-        cls, at: Opened, plan: Plan, monitor: GPUMonitor | None, *, progress: bool
-    ) -> Iterator[Bench]:
+    def of(cls, at: Opened, plan: Plan, *, progress: bool) -> Iterator[Bench]:
         """Measure one target; its cards are watched inside.
 
         Raises:
@@ -228,7 +253,7 @@ class Bench:
             )
         else:
             prompts = given_prompts(plan.prompts)
-        with Meter(monitor or at.monitor, local=at.is_local) as meter:
+        with Meter(plan.monitor or at.monitor, local=at.is_local) as meter:
             yield cls(at, plan, prompts, meter, progress=progress)
 
     def measure(self, place: int, name: str = "") -> LoadResult:
@@ -297,7 +322,7 @@ class Bench:
             shared_prefix=plan.shared_prefix if is_made else 0,
             max_tokens=plan.max_tokens,
             ignore_eos=plan.ignore_eos,
-            sampling=dict(plan.sampling),
+            sampling=_stored.plain_json(plan.sampling),
             seed=plan.seed,
             burstiness=plan.burstiness,
             cards=self._meter.cards,
@@ -321,6 +346,7 @@ def planned(
     ignore_eos: bool,
     timeout: float,
     prompts: Given,
+    monitor: GPUMonitor | None,
     sampling: Mapping[str, Any],
 ) -> Plan:
     """Return how something is measured.
@@ -334,23 +360,38 @@ def planned(
         raise ConfigurationError(
             "concurrency is of a closed loop and request_rate of an open one: give one"
         )
-    if prompts is not None:
-        given_prompts(prompts)
+    if monitor is not None and not isinstance(monitor, GPUMonitor):
+        raise ConfigurationError(f"monitor is {monitor!r}, and must be a GPUMonitor")
     return Plan(
-        concurrency=tuple(_whole("concurrency", one) for one in at_once),
+        concurrency=tuple(whole("concurrency", one) for one in at_once),
         rates=tuple(_above_0("request_rate", one) for one in rates),
-        requests=None if requests is None else _whole("requests", requests),
-        max_tokens=_whole("max_tokens", max_tokens),
-        prompt_tokens=_whole("prompt_tokens", prompt_tokens),
-        shared_prefix=_whole("shared_prefix", shared_prefix, 0, prompt_tokens - 1),
-        warm_up=None if warm_up is None else _whole("warm_up", warm_up, 0),
-        burstiness=_above_0("burstiness", burstiness),
-        seed=_whole("seed", seed, 0, 2**32 - 1),
+        requests=None if requests is None else whole("requests", requests),
+        max_tokens=whole("max_tokens", max_tokens),
+        prompt_tokens=whole("prompt_tokens", prompt_tokens),
+        shared_prefix=whole("shared_prefix", shared_prefix, 0, prompt_tokens - 1),
+        warm_up=None if warm_up is None else whole("warm_up", warm_up, 0),
+        burstiness=_above_0("burstiness", burstiness, _LEAST_BURSTINESS),
+        seed=whole("seed", seed, 0, 2**32 - 1),
         ignore_eos=ignore_eos,
         timeout=_above_0("timeout", timeout),
-        prompts=prompts,
-        sampling=sampling,
+        prompts=None if prompts is None else listed(prompts),
+        monitor=monitor,
+        sampling=_checked_sampling(sampling),
     )
+
+
+def _checked_sampling(sampling: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what else is sent; what chat_completion does not know it says itself."""
+    for name, instead in (
+        ("messages", "what is asked is given as prompts"),
+        ("stream", "answers are always streamed, or no first token could be timed"),
+    ):
+        if name in sampling:
+            raise ConfigurationError(f"there is no {name} here: {instead}")
+    extra = sampling.get("extra_body")
+    if extra is not None and not isinstance(extra, Mapping):
+        raise ConfigurationError(f"extra_body is {extra!r}, and must be a dict")
+    return sampling
 
 
 def _each(name: str, value: Any) -> tuple[Any, ...]:
@@ -363,7 +404,12 @@ def _each(name: str, value: Any) -> tuple[Any, ...]:
     return several
 
 
-def _whole(name: str, value: Any, least: int = 1, most: int = _MOST) -> int:
+def whole(name: str, value: Any, least: int = 1, most: int = _MOST) -> int:
+    """Return a whole number within bounds.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
     try:
         number = operator.index(value)
     except TypeError:
@@ -375,10 +421,11 @@ def _whole(name: str, value: Any, least: int = 1, most: int = _MOST) -> int:
     return number
 
 
-def _above_0(name: str, value: Any) -> float:
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    if not known or not 0 < value <= _MOST:
+def _above_0(name: str, value: Any, least: float = 0) -> float:
+    known = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not known or not 0 < value <= _MOST or value < least:
+        bounds = f"from {least} to" if least else "above 0, at most"
         raise ConfigurationError(
-            f"{name} is {value!r}, and must be a number above 0, at most {_MOST:,}"
+            f"{name} is {value!r}, and must be a number {bounds} {_MOST:,}"
         )
     return float(value)

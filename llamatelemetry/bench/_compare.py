@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from llamatelemetry.api.client import LlamaCppClient
-from llamatelemetry.bench._benchmark import CONCURRENCY, Bench, Plan, planned
+from llamatelemetry.bench._benchmark import (
+    CONCURRENCY,
+    Bench,
+    Plan,
+    keep,
+    planned,
+    whole,
+)
 from llamatelemetry.bench._metrics import LoadResult
 from llamatelemetry.bench._prompts import Given
 from llamatelemetry.bench._ratios import checked_metrics
 from llamatelemetry.bench._target import Target, opened
 from llamatelemetry.bench.comparison import Comparison
 from llamatelemetry.bench.results import BenchmarkResult
-from llamatelemetry.exceptions import ConfigurationError
+from llamatelemetry.exceptions import ConfigurationError, LLCudaError
 from llamatelemetry.gpu.monitor import GPUMonitor
+from llamatelemetry.server._preflight import check_files
 from llamatelemetry.server.config import ServerConfig
-from llamatelemetry.server.engine import EngineLike
+from llamatelemetry.server.engine import EngineLike, find_engine
 from llamatelemetry.server.manager import ServerManager
 
 __all__ = ["Compared", "compare"]
@@ -66,8 +75,13 @@ def compare(
     may not fit a card; ``side_by_side=True`` has both loaded all the time, which spares
     the loading. Either gets a free port.
 
+    Where more requests of one failed, or its answers are longer in the mean by more
+    than 1 %, the two did not do the same work, and there is no verdict. Each verdict is
+    95 % sure by itself; of several, one is more likely to be chance.
+
     As in :func:`benchmark` prompts are computed anew each time, so that a server can be
-    compared with itself; with a ``shared_prefix`` they are not.
+    compared with itself; with a ``shared_prefix`` they are not. And what ends it early
+    has the whole rounds that were finished, as a comparison in its ``partial``.
 
     Args:
         a: A session, a pool, a client, a URL, or the ServerConfig of a server to start.
@@ -127,21 +141,33 @@ def compare(
         seed=seed,
         ignore_eos=ignore_eos,
         timeout=timeout,
+        monitor=monitor,
         sampling={"temperature": temperature, **sampling},
     )
-    with ExitStack() as ending:
-        sides = [
-            _Side(name, _opening(one, plan, engine, monitor, progress=progress))
-            for name, one in ((first, a), (second, b))
-        ]
-        for side, one in zip(sides, (a, b), strict=True):
-            if side_by_side or not isinstance(one, ServerConfig):
-                side.keep_open(ending)
-        for number in range(rounds):
-            # In turn, and the other one first the next time.
-            for side in sides if number % 2 == 0 else reversed(sides):
-                side.take_turn(number)
-    return Comparison(sides[0].result, sides[1].result, (first, second), chosen)
+    engine = _checked_engine((a, b), engine)
+    sides = [
+        _Side(name, _opening(one, plan, engine, progress=progress))
+        for name, one in ((first, a), (second, b))
+    ]
+
+    def compared(count: int) -> Comparison:
+        one, other = (side.result(count) for side in sides)
+        return Comparison(one, other, (first, second), chosen)
+
+    try:
+        with ExitStack() as ending:
+            for side, one in zip(sides, (a, b), strict=True):
+                if side_by_side or not isinstance(one, ServerConfig):
+                    side.keep_open(ending)
+            for number in range(rounds):
+                # In turn, and the other one first the next time.
+                for side in sides if number % 2 == 0 else reversed(sides):
+                    side.take_turn(number)
+    except (KeyboardInterrupt, LLCudaError) as error:
+        if done := min(side.rounds for side in sides):
+            keep(error, compared(done))
+        raise
+    return compared(rounds)
 
 
 class _Side:
@@ -159,10 +185,14 @@ class _Side:
         self._result: BenchmarkResult | None = None
 
     @property
-    def result(self) -> BenchmarkResult:
-        """What it has brought, after a turn at least."""
+    def rounds(self) -> int:
+        """How many turns it has had."""
+        return 0 if self._result is None else len(self._loads)
+
+    def result(self, rounds: int) -> BenchmarkResult:
+        """Return what it has brought in its first rounds, after a turn at least."""
         assert self._result is not None  # noqa: S101 - for the type checker
-        return self._result
+        return replace(self._result, loads=tuple(self._loads[:rounds]))
 
     def keep_open(self, ending: ExitStack) -> None:
         """Open it now, until all has ended."""
@@ -178,11 +208,27 @@ class _Side:
             self._result = bench.result(self._loads, began)
 
 
+def _checked_engine(
+    both: tuple[Compared, Compared], engine: EngineLike | None
+) -> EngineLike | None:
+    """Return what servers are started with, if there are any.
+
+    What cannot start is said before the other one has worked for nothing.
+
+    Raises:
+        LLCudaError: There is no such engine, or no such model.
+    """
+    for one in both:
+        if isinstance(one, ServerConfig):
+            engine = find_engine(engine)
+            check_files(one)
+    return engine
+
+
 def _opening(
     what: Compared,
     plan: Plan,
     engine: EngineLike | None,
-    monitor: GPUMonitor | None,
     *,
     progress: bool,
 ) -> Opening:
@@ -200,7 +246,7 @@ def _opening(
                     LlamaCppClient(server.get_url(), config.api_key)
                 )
             at = ending.enter_context(opened(target, plan.timeout))
-            yield ending.enter_context(Bench.of(at, plan, monitor, progress=progress))
+            yield ending.enter_context(Bench.of(at, plan, progress=progress))
 
     return opening
 
@@ -213,12 +259,7 @@ def _repeated(
     Raises:
         ConfigurationError: A value cannot work.
     """
-    if isinstance(rounds, bool) or not isinstance(rounds, int):
-        rounds = 0
-    if not 1 <= rounds <= _MOST_ROUNDS:
-        raise ConfigurationError(
-            f"rounds must be a whole number from 1 to {_MOST_ROUNDS}"
-        )
+    rounds = whole("rounds", rounds, 1, _MOST_ROUNDS)
     if request_rate is None:
         return {"concurrency": [concurrency] * rounds, "request_rate": None}
     if concurrency != 1:
@@ -234,9 +275,9 @@ def _checked_names(names: tuple[str, str]) -> tuple[str, str]:
     Raises:
         ConfigurationError: They are not two different texts.
     """
-    is_pair = isinstance(names, list | tuple) and len(set(names)) == 2  # noqa: PLR2004 - a pair
-    if not is_pair or len(names) != 2 or not all(isinstance(one, str) for one in names):  # noqa: PLR2004 - the same
-        raise ConfigurationError(
-            f"names is {names!r}, and must be two different texts: ('before', 'after')"
-        )
-    return names[0], names[1]
+    match names:
+        case [str() as one, str() as other] if one != other:
+            return one, other
+    raise ConfigurationError(
+        f"names is {names!r}, and must be two different texts: ('before', 'after')"
+    )

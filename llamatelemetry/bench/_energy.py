@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from types import TracebackType
 from typing import Self
 
 from llamatelemetry.gpu.monitor import GPUMonitor, GPUSample
+from llamatelemetry.telemetry._attribution import joules_under
 
 __all__ = ["Meter", "idle_watts_of", "joules_of"]
 
 _INTERVAL = 0.2
 """Seconds between samples of a monitor of our own: NVML's power moves no faster."""
 
-Ticks = Sequence[tuple[GPUSample, ...]]
+Tick = tuple[GPUSample, ...]
 
 
-def joules_of(ticks: Ticks) -> float | None:
+def joules_of(ticks: Sequence[tuple[float, Tick]]) -> float | None:
     """Return the energy of all cards from the first tick to the last.
 
     Between two samples of a card its power is taken to change evenly. None where a card
@@ -26,20 +27,20 @@ def joules_of(ticks: Ticks) -> float | None:
     would be taken for the whole.
 
     Args:
-        ticks: What all cards said, each time; oldest first.
+        ticks: Seconds that only go forward, and what all cards said then; oldest first.
+            A sample's own time is of a clock that may be set, while a load runs too.
     """
     if len(ticks) < 2:  # noqa: PLR2004 - an interval has two ends
         return None
-    total = 0.0
-    for before, after in pairwise(ticks):
-        if not after or len(before) != len(after):  # cards were looked for anew
+    curves: list[list[tuple[float, float]]] = [[] for _ in ticks[0][1]]
+    for moment, tick in ticks:
+        if not tick or len(tick) != len(curves):  # cards were looked for anew
             return None
-        for one, other in zip(before, after, strict=True):
-            if one.power_watts is None or other.power_watts is None:
+        for curve, sample in zip(curves, tick, strict=True):
+            if sample.power_watts is None:
                 return None
-            mean = (one.power_watts + other.power_watts) / 2
-            total += mean * (other.time - one.time)
-    return total
+            curve.append((moment, sample.power_watts))
+    return sum(joules_under(curve) for curve in curves)
 
 
 def idle_watts_of(samples: Sequence[GPUSample]) -> float | None:
@@ -71,7 +72,7 @@ class Meter:
         self._monitor = monitor
         self._began_it = False
         self._end: Callable[[], None] = _nothing
-        self._ticks: list[tuple[GPUSample, ...]] = []
+        self._ticks: list[tuple[float, Tick]] = []
         self._lock = threading.Lock()
         self.cards: tuple[str, ...] = ()
         self.idle_watts: float | None = None
@@ -112,12 +113,11 @@ class Meter:
         self._monitor.sample()
         self._end()
         with self._lock:
-            # The monitor's thread and this one may have told theirs out of order.
-            return joules_of(sorted(self._ticks, key=lambda tick: tick[0].time))
+            return joules_of(self._ticks)
 
-    def _note(self, tick: tuple[GPUSample, ...]) -> None:
-        with self._lock:
-            self._ticks.append(tick)
+    def _note(self, tick: Tick) -> None:
+        with self._lock:  # so that they are in the order of their times
+            self._ticks.append((time.monotonic(), tick))
 
 
 def _nothing() -> None:

@@ -132,7 +132,8 @@ class LoadResult:
         duration: Seconds from the beginning to the end of the last request.
         prompt_tokens: Tokens of all prompts, cached ones included.
         cached_tokens: Those of them that the server still had.
-        output_tokens: Tokens of all answers.
+        output_tokens: Tokens of all answers; their pieces, where the server does not
+            count.
         time_to_first_token: From sending to the first piece.
         inter_token_latency: From each piece to the next; a piece of several tokens, as
             with a draft model, counts as one.
@@ -163,8 +164,8 @@ class LoadResult:
     requests: int
     errors: Mapping[str, int] = field(default_factory=dict)
     duration: float
-    prompt_tokens: int
-    cached_tokens: int
+    prompt_tokens: int | None
+    cached_tokens: int | None
     output_tokens: int
     time_to_first_token: Statistics | None = None
     inter_token_latency: Statistics | None = None
@@ -199,14 +200,17 @@ class LoadResult:
         return self.output_tokens / self.duration
 
     @property
-    def prompt_tokens_per_second(self) -> float:
-        """Tokens of prompts per second, cached ones included."""
-        return self.prompt_tokens / self.duration
+    def prompt_tokens_per_second(self) -> float | None:
+        """Tokens of prompts per second, cached ones included; None if not told."""
+        return (
+            None if self.prompt_tokens is None else self.prompt_tokens / self.duration
+        )
 
     @property
-    def total_tokens_per_second(self) -> float:
-        """Tokens of prompts and answers per second."""
-        return self.prompt_tokens_per_second + self.output_tokens_per_second
+    def total_tokens_per_second(self) -> float | None:
+        """Tokens of prompts and answers per second; None if not told."""
+        prompts = self.prompt_tokens_per_second
+        return None if prompts is None else prompts + self.output_tokens_per_second
 
     @property
     def joules_per_output_token(self) -> float | None:
@@ -261,6 +265,13 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
 
 
+def _sum(values: Iterable[int | None]) -> int | None:
+    """Return a sum; None where a part is not known, which would be taken for 0."""
+    known = list(values)
+    numbers = [value for value in known if value is not None]
+    return sum(numbers) if len(numbers) == len(known) else None
+
+
 def summary_of(requests: Sequence[Measured], duration: float) -> dict[str, Any]:
     """Return the fields of a :class:`LoadResult` that follow from its requests.
 
@@ -288,8 +299,8 @@ def summary_of(requests: Sequence[Measured], duration: float) -> dict[str, Any]:
         "requests": len(requests),
         "errors": dict(Counter(one.error for one in requests if one.error is not None)),
         "duration": duration,
-        "prompt_tokens": sum(one.prompt_tokens or 0 for one in good),
-        "cached_tokens": sum(one.cached_tokens or 0 for one in good),
+        "prompt_tokens": _sum(one.prompt_tokens for one in good),
+        "cached_tokens": _sum(one.cached_tokens for one in good),
         "output_tokens": sum(one.tokens for one in good),
         "inter_token_latency": statistics_of(gaps),
         **spreads,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from llamatelemetry.api._requests import Messages
 from llamatelemetry.api.client import LlamaCppClient
 from llamatelemetry.exceptions import ClientError, ConfigurationError
 
-__all__ = ["Given", "Prompts", "given_prompts", "made_prompts"]
+__all__ = ["Given", "Prompts", "given_prompts", "listed", "made_prompts"]
 
-Given = Sequence[str | Messages] | None
+Given = Iterable[str | Messages] | None
 Prompts = Callable[[int, int, int], list[Messages]]
 """Returns the prompts of a load: which load, how many prompts were before, how many."""
 
@@ -35,18 +35,29 @@ _WORDS = (  # noqa: SIM905 - 200 pairs of quotes would hide the words
 ).split()
 
 
-def given_prompts(given: Sequence[str | Messages]) -> Prompts:
-    """Return what hands out the user's prompts in turn, again and again.
+def listed(given: Iterable[str | Messages]) -> list[Messages]:
+    """Return the user's prompts as chats; a generator is read once, and here.
 
     Raises:
         ConfigurationError: It is no list of texts or chats.
     """
-    if isinstance(given, str | Mapping) or not given:
+    is_list = isinstance(given, Iterable) and not isinstance(given, str | Mapping)
+    # A table's iterator hands out the names of its columns.
+    found = list(given) if is_list and getattr(given, "ndim", 1) == 1 else []
+    if not found:
         raise ConfigurationError(
-            "prompts takes a list of texts, or of chats as chat_completion takes them; "
-            f"not {given!r}"
+            "prompts takes a list of texts, or of chats as chat_completion takes them, "
+            f"with one at least; not {given!r}"
         )
-    chats = [_chat(one) for one in given]
+    return [_chat(one) for one in found]
+
+
+def given_prompts(chats: Sequence[Messages]) -> Prompts:
+    """Return what hands out the user's prompts in turn, again and again.
+
+    Args:
+        chats: As :func:`listed` returns them.
+    """
 
     def take(_load: int, start: int, count: int) -> list[Messages]:
         return [chats[place % len(chats)] for place in range(start, start + count)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from llamatelemetry.bench._metrics import (
@@ -13,7 +13,14 @@ from llamatelemetry.bench._metrics import (
 )
 from llamatelemetry.exceptions import ConfigurationError
 
-__all__ = ["Ratio", "checked_metrics", "ratio_of", "value_of"]
+__all__ = [
+    "Ratio",
+    "checked_metrics",
+    "mean_answer",
+    "ratio_of",
+    "unequal_work",
+    "value_of",
+]
 
 MORE_IS_BETTER = (
     "output_tokens_per_second",
@@ -27,6 +34,9 @@ METRICS = (*MORE_IS_BETTER, *LESS_IS_BETTER)
 
 LEVEL = 0.95
 """How sure the spread has to be."""
+
+_ALIKE = 0.01
+"""The part by which mean answers may differ in length and be the same work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +53,8 @@ class Ratio:
         spread: Where the true median lies, from and to, by the order of the values,
             which asks for no shape of their distribution; None without a round.
         level: How sure the spread is, 0 to 1: 0.95 or more from six rounds on.
+        unequal: In what the two did not do the same work, in words; None if they did.
+            A ratio of unlike work tells nothing of who is faster.
 
     Example:
         >>> from llamatelemetry.bench import compare
@@ -61,11 +73,15 @@ class Ratio:
     most: float | None = None
     spread: tuple[float, float] | None = None
     level: float = 0.0
+    unequal: str | None = None
 
     @property
     def is_different(self) -> bool | None:
-        """Whether the spread leaves out 1; None where it is not 95 % sure."""
-        if self.spread is None or self.level < LEVEL:
+        """Whether the spread leaves out 1; None where that cannot be told.
+
+        So it is where it is not 95 % sure, and where the two did unlike work.
+        """
+        if self.unequal or self.spread is None or self.level < LEVEL:
             return None
         low, high = self.spread
         return not low <= 1 <= high
@@ -75,6 +91,8 @@ class Ratio:
         """What the rounds tell, in words, of the second."""
         if self.median is None:
             return "not known: no round has a value of both"
+        if self.unequal is not None:
+            return f"not the same work: {self.unequal}"
         if self.is_different is None:
             return "too few rounds to tell a difference: six are needed"
         if not self.is_different:
@@ -89,6 +107,11 @@ def checked_metrics(metrics: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         ConfigurationError: There is none of that name, or none at all.
     """
+    if not isinstance(metrics, Iterable):
+        raise ConfigurationError(
+            f"metrics is {metrics!r}, and must be a name or a list of names: "
+            f"{', '.join(METRICS)}"
+        )
     names = (metrics,) if isinstance(metrics, str) else tuple(metrics)
     for name in names:
         if name not in METRICS:
@@ -134,7 +157,34 @@ def ratio_of(
         most=ordered[-1],
         spread=(ordered[cut], ordered[-1 - cut]),
         level=level,
+        unequal=unequal_work(first, second),
     )
+
+
+def mean_answer(loads: Sequence[LoadResult]) -> float | None:
+    """Return the tokens of an answer in the mean; None without an answer."""
+    answers = sum(load.completed for load in loads)
+    return sum(load.output_tokens for load in loads) / answers if answers else None
+
+
+def unequal_work(
+    first: Sequence[LoadResult], second: Sequence[LoadResult]
+) -> str | None:
+    """Return in what two did not do the same work; None if they did.
+
+    Args:
+        first: The rounds of the first.
+        second: Those of the second.
+    """
+    failed, others = (
+        [load.requests - load.completed for load in loads] for loads in (first, second)
+    )
+    if failed != others:
+        return f"{sum(failed)} and {sum(others)} requests failed"
+    one, other = mean_answer(first), mean_answer(second)
+    if one is None or other is None or abs(one - other) <= _ALIKE * max(one, other):
+        return None
+    return f"answers of {one:.4g} and {other:.4g} tokens"
 
 
 def _order(count: int) -> tuple[int, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ from llamatelemetry._files import write_whole
 from llamatelemetry.bench._metrics import SPREADS, LoadResult, Statistics
 from llamatelemetry.exceptions import ConfigurationError
 
-__all__ = ["FilePath", "known_fields", "load_from", "read", "written"]
+__all__ = ["FilePath", "known_fields", "load_from", "plain_json", "read", "written"]
 
 FilePath = str | os.PathLike[str]
 Value = TypeVar("Value")
@@ -41,17 +41,24 @@ def written(kind: str, value: Mapping[str, Any], path: FilePath | None) -> str |
     return None
 
 
-def read(kind: str, source: FilePath) -> dict[str, Any]:
-    """Return the fields of a result: from its text, or from a file.
+def read(
+    kind: str, source: FilePath, build: Callable[[Mapping[str, Any]], Value]
+) -> Value:
+    """Return a result: from its text, or from a file.
+
+    Args:
+        kind: What it is to be: "benchmark" or "comparison".
+        source: The file, or the text itself.
+        build: Makes it of its fields.
 
     Raises:
-        ConfigurationError: It is no result of that kind.
+        ConfigurationError: It is no result of that kind, or a damaged one.
         OSError: The file cannot be read.
     """
     is_text = isinstance(source, str) and source.lstrip().startswith("{")
-    text = str(source) if is_text else Path(source).read_text(encoding="utf-8")
     what = "the text" if is_text else os.fspath(source)
     try:
+        text = str(source) if is_text else Path(source).read_text(encoding="utf-8")
         value = json.loads(text)
     except ValueError as error:
         raise ConfigurationError(f"{what} is no JSON: {error}") from None
@@ -59,7 +66,19 @@ def read(kind: str, source: FilePath) -> dict[str, Any]:
         raise ConfigurationError(
             f"{what} is no {kind} as to_json() of llamatelemetry writes it"
         )
-    return value
+    if value.get("format") != _FORMAT:
+        raise ConfigurationError(
+            f"{what} has the format {value.get('format')!r}, and this version of "
+            f"llamatelemetry reads {_FORMAT}; a later version wrote it?"
+        )
+    try:
+        return build(value)
+    except ConfigurationError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"{what} is a damaged {kind}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def known_fields(kind: type, value: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,6 +95,12 @@ def load_from(value: Mapping[str, Any]) -> LoadResult:
             spread = known_fields(Statistics, known[name])
             known[name] = Statistics(**spread)
     return LoadResult(**known)
+
+
+def plain_json(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values as they are once they were JSON: lists, texts, numbers."""
+    known: dict[str, Any] = json.loads(json.dumps(value, default=str))
+    return known
 
 
 def plain(value: Any) -> dict[str, Any]:

@@ -101,6 +101,29 @@ def notes_of(loads: Sequence[LoadResult]) -> list[str]:
     return [_WHY_TWO] if told else []
 
 
+def cut_notes(loads: Sequence[LoadResult], most: int) -> list[str]:
+    """Return what is to be said of answers that were to have all their tokens.
+
+    Where the server does not count, pieces were, and a piece may be several tokens.
+
+    Args:
+        loads: The loads.
+        most: Tokens that each answer was to have.
+    """
+    short = [
+        f"{load.output_tokens / load.completed:.4g} ({load.name})"
+        for load in loads
+        if load.prompt_tokens is not None and load.output_tokens < load.completed * most
+    ]
+    if not short:
+        return []
+    means = ", ".join(dict.fromkeys(short))
+    return [
+        f"answers were cut: {means} tokens in the mean, not {most}; the context is "
+        "full, or the server ends answers though ignore_eos is asked for"
+    ]
+
+
 def text(title: str, lines: Sequence[str], tables: Sequence[Table]) -> str:
     """Return a result as lines of text: a title, sentences, tables."""
     parts = [title, *lines]

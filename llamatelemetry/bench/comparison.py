@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self, overload
 
@@ -9,13 +11,21 @@ from llamatelemetry import _bench_chart
 from llamatelemetry._tables import to_dataframe
 from llamatelemetry._units import printable
 from llamatelemetry.bench import _stored, _view
-from llamatelemetry.bench._ratios import METRICS, Ratio, ratio_of, value_of
+from llamatelemetry.bench._ratios import (
+    METRICS,
+    Ratio,
+    checked_metrics,
+    mean_answer,
+    ratio_of,
+    value_of,
+)
 from llamatelemetry.bench._stored import FilePath
 from llamatelemetry.bench.results import BenchmarkResult
 
 __all__ = ["Comparison"]
 
 _HEADER = ("metric", "median ratio", "least", "most", "spread of the median", "verdict")
+_WORK_HEADER = ("work", "answered", "failed", "tokens of an answer")
 COLUMNS = (
     "round",
     "first",
@@ -146,13 +156,16 @@ class Comparison:
             >>> Comparison.from_json("comparison.json").names
             ('a', 'b')
         """
-        value = _stored.read("comparison", source)
+        return _stored.read("comparison", source, cls._from_fields)
+
+    @classmethod
+    def _from_fields(cls, value: Mapping[str, Any]) -> Self:
         first, second = value["names"]
         return cls(
             a=BenchmarkResult.from_fields(value["a"]),
             b=BenchmarkResult.from_fields(value["b"]),
             names=(first, second),
-            metrics=tuple(value["metrics"]),
+            metrics=checked_metrics(value["metrics"]),
         )
 
     def plot(self) -> Any:
@@ -193,7 +206,11 @@ class Comparison:
             f"{first}: {self.a.title}; {self.a.lines[0]}",
             f"{second}: {self.b.title}; {self.b.lines[0]}",
         ]
-        return title, lines, [(_HEADER, list(map(_row, self.ratios)))]
+        sides = ((first, self.a), (second, self.b))
+        lines += [f"{name}: {note}" for name, side in sides for note in side.cut_notes]
+        work = [_work(name, side) for name, side in sides]
+        ratios = list(map(_row, self.ratios))
+        return title, lines, [(_HEADER, ratios), (_WORK_HEADER, work)]
 
 
 def _words(metric: str) -> str:
@@ -207,6 +224,16 @@ def _row(ratio: Ratio) -> list[str]:
         low, high = ratio.spread
         spread = f"{low:.3f} to {high:.3f} ({ratio.level:.0%})"
     return [_words(ratio.metric), *shown, spread, ratio.verdict]
+
+
+def _work(name: str, side: BenchmarkResult) -> list[str]:
+    """Return what one side has done: without it a ratio says little."""
+    errors: Counter[str] = Counter()
+    for load in side.loads:
+        errors.update(load.errors)
+    answered = sum(load.completed for load in side.loads)
+    tokens = mean_answer(side.loads)
+    return [name, str(answered), _view.failed(errors), _view.number(tokens)]
 
 
 def _number(value: float | None) -> str:

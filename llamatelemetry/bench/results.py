@@ -57,7 +57,7 @@ class BenchmarkResult:
         shared_prefix: Tokens at the beginning that all made prompts have in common.
         max_tokens: Tokens that an answer may have.
         ignore_eos: Whether each answer has all of them.
-        sampling: What else was asked for.
+        sampling: What else was asked for, as JSON has it.
         seed: What prompts and arrivals were made from.
         burstiness: How requests of an open loop were spread; 1 is a Poisson process.
         cards: The cards that were watched.
@@ -172,7 +172,7 @@ class BenchmarkResult:
             >>> BenchmarkResult.from_json(result.to_json()).loads[0].completed
             2
         """
-        return cls.from_fields(_stored.read("benchmark", source))
+        return _stored.read("benchmark", source, cls.from_fields)
 
     @classmethod
     def from_fields(cls, value: Mapping[str, Any]) -> Self:
@@ -259,7 +259,12 @@ class BenchmarkResult:
             idle = self.idle_watts
             known = "" if idle is None else f"; {idle:.1f} W at rest before"
             lines.append(f"cards: {', '.join(self.cards)}{known}")
-        return [*lines, *_view.notes_of(self.loads)]
+        return [*lines, *self.cut_notes, *_view.notes_of(self.loads)]
+
+    @property
+    def cut_notes(self) -> list[str]:
+        """What is to be said of answers shorter than they were to be, in sentences."""
+        return _view.cut_notes(self.loads, self.max_tokens) if self.ignore_eos else []
 
 
 def _times(spread: Statistics | None) -> tuple[float, float] | None:

@@ -7,14 +7,18 @@ import io
 import json
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from bench_tools import chats, interrupted_at
 from client_tools import MESSAGES, StandIn
 from nvml_tools import StandInDriver, t4
 
 from llamatelemetry import __version__
+from llamatelemetry._bench_chart import loads_figure
 from llamatelemetry.api.client import LlamaCppClient
 from llamatelemetry.bench import BenchmarkResult, benchmark
 from llamatelemetry.exceptions import (
@@ -22,6 +26,7 @@ from llamatelemetry.exceptions import (
     ClientError,
     ConfigurationError,
     ConnectionFailedError,
+    ContextLengthError,
     RequestTimeoutError,
 )
 from llamatelemetry.pool import ServerPool
@@ -220,24 +225,113 @@ def test_a_silent_server_is_waited_for_so_long(stand_in: StandIn) -> None:
 
 
 def test_ctrl_c_tells_what_was_measured(stand_in: StandIn) -> None:
-    """The interrupt has a note with the loads that were finished."""
+    """The interrupt has the loads that were finished, in words and as a result."""
     url = stand_in.url(tokens=2, pace=0.1)
     with pytest.raises(KeyboardInterrupt) as caught, interrupted_at(stand_in, url, 3):
         quick(url, concurrency=(2, 1), requests=2, warm_up=0)
 
+    told = str(caught.value)
+    assert told.startswith("measured so far, and kept as this error's .partial:\n")
+    assert "2 at once" in told
+    assert "1 at once" not in told
+    partial = caught.value.partial  # type: ignore[attr-defined]
+    assert [load.completed for load in partial.loads] == [2]
+
+
+def test_an_error_in_a_later_load_keeps_those_before(server_url: str) -> None:
+    """A prompt too long ends the second warm-up; the first load is in the error."""
+    prompts = ["hello", "hello", "long " * 9000]
+    with pytest.raises(ContextLengthError) as caught:
+        quick(
+            server_url, prompts, concurrency=(1, 1), requests=1, warm_up=1, max_tokens=4
+        )
+
+    partial = caught.value.partial  # type: ignore[attr-defined]
+    assert isinstance(partial, BenchmarkResult)
+    assert [load.output_tokens for load in partial.loads] == [4]
     (note,) = caught.value.__notes__
-    assert note.startswith("measured so far:\nBenchmark of")
-    assert "2 at once" in note
-    assert "1 at once" not in note
+    assert "Benchmark of" in note
+    with pytest.raises(ContextLengthError) as caught:
+        quick(server_url, prompts[2:], concurrency=1, requests=1, max_tokens=4)
+    assert not hasattr(caught.value, "partial")
 
 
 def test_ctrl_c_before_the_first_load_has_nothing_to_tell(stand_in: StandIn) -> None:
-    """Without a load there is no note."""
+    """Without a load nothing is said."""
     url = stand_in.url(tokens=99, pace=0.1)
     with pytest.raises(KeyboardInterrupt) as caught, interrupted_at(stand_in, url, 1):
         quick(url, concurrency=1, warm_up=0)
 
-    assert not hasattr(caught.value, "__notes__")
+    assert str(caught.value) == ""
+    assert not hasattr(caught.value, "partial")
+
+
+def test_answers_that_a_full_context_cuts_are_told(
+    engine: Engine, demo_model: Path
+) -> None:
+    """Text and HTML say how long the answers were, where they are not as asked."""
+    with ServerPool(
+        ServerConfig(demo_model, port=0, context_size=256, threads=1),
+        gpus=[[]],
+        engine=engine,
+    ) as pool:
+        cut = quick(pool, concurrency=1, requests=2, max_tokens=900, prompt_tokens=16)
+        whole = quick(pool, concurrency=1, requests=2, max_tokens=8, prompt_tokens=16)
+
+    mean = cut.loads[0].output_tokens / 2
+    assert mean < 256
+    words = f"answers were cut: {mean:.4g} (1 at once) tokens in the mean, not 900"
+    assert words in repr(cut)
+    assert words in cut._repr_html_()
+    assert "were cut" not in repr(whole)
+
+
+def test_a_server_that_does_not_count_tokens_says_so(stand_in: StandIn) -> None:
+    """Tokens in are unknown and not 0, and pieces are not called short answers."""
+    extra = {"stream_options": {"include_usage": False}}
+    result = quick(
+        stand_in.url(tokens=5), concurrency=1, requests=2, max_tokens=9,
+        extra_body=extra,
+    )  # fmt: skip
+
+    load = result.loads[0]
+    assert (load.prompt_tokens, load.cached_tokens) == (None, None)
+    assert load.output_tokens == 10
+    assert "were cut" not in repr(result)
+    assert BenchmarkResult.from_json(result.to_json()) == result
+    assert result.to_dataframe()["prompt_tokens_per_second"].isna().all()
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        lambda: (text for text in "ab"),
+        lambda: pd.Series(["a", "b"], index=[7, 8]),
+        lambda: np.array(["a", "b"]),
+        lambda: dict.fromkeys("ab").keys(),
+    ],
+    ids=["generator", "series", "array", "keys"],
+)
+def test_prompts_may_be_any_series_of_texts(
+    stand_in: StandIn, prompts: Callable[[], object]
+) -> None:
+    """What can be gone through once is read once, and asked in turn."""
+    url = stand_in.url()
+    quick(url, prompts(), concurrency=(1, 1), requests=2, warm_up=0)
+
+    asked = [one["body"]["messages"][0]["content"] for one in chats(stand_in, url)]
+    assert asked == ["a", "b", "a", "b"]
+
+
+def test_numbers_may_be_numpys(stand_in: StandIn) -> None:
+    """Rates and counts as an array holds them are numbers."""
+    result = quick(
+        stand_in.url(), request_rate=np.int64(100), requests=np.int64(2),
+        burstiness=np.float64(0.05),
+    )  # fmt: skip
+
+    assert [load.request_rate for load in result.loads] == [100.0]
+    assert BenchmarkResult.from_json(result.to_json()) == result
 
 
 @pytest.mark.parametrize(
@@ -258,6 +352,16 @@ def test_ctrl_c_before_the_first_load_has_nothing_to_tell(stand_in: StandIn) -> 
         ({"prompt_tokens": 8, "shared_prefix": 8}, "shared_prefix is 8"),
         ({"warm_up": -1}, "warm_up is -1"),
         ({"burstiness": float("nan")}, "burstiness is nan"),
+        ({"burstiness": 0.0001, "request_rate": 9}, "burstiness is 0.0001"),
+        ({"messages": MESSAGES}, "there is no messages here"),
+        ({"stream": False}, "there is no stream here"),
+        ({"extra_body": 5}, "extra_body is 5"),
+        ({"monitor": 5}, "monitor is 5"),
+        ({"prompts": 5}, "prompts takes a list"),
+        ({"prompts": {"a": "b"}}, "prompts takes a list"),
+        ({"prompts": iter(())}, "prompts takes a list"),
+        ({"prompts": pd.DataFrame({"question": ["a"]})}, "prompts takes a list"),
+        ({"prompts": np.array(["a"])[:0]}, "prompts takes a list"),
         ({"seed": -1}, "seed is -1"),
         ({"timeout": True}, "timeout is True"),
         ({"prompts": "text"}, "prompts takes a list"),
@@ -338,6 +442,43 @@ def test_other_json_is_refused(tmp_path: Path) -> None:
     path.write_text("[]")
     with pytest.raises(ConfigurationError, match="is no benchmark"):
         BenchmarkResult.from_json(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigurationError, match="other.json is no JSON"):
+        BenchmarkResult.from_json(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"format": 9}, "has the format 9, and this version of llamatelemetry reads 1"),
+        ({"format": None}, "has the format None"),
+        ({"loads": [{}]}, "the text is a damaged benchmark: TypeError"),
+        ({"loads": 5}, "is a damaged benchmark: TypeError"),
+        ({"loads": [5]}, "is a damaged benchmark: AttributeError"),
+        ({"cards": None}, "is a damaged benchmark: TypeError"),
+    ],
+    ids=str,
+)
+def test_damaged_json_is_refused(
+    result: BenchmarkResult, changes: dict[str, object], words: str
+) -> None:
+    """A later format, and fields that are none, are an error that says so."""
+    fields = json.loads(result.to_json()) | changes
+    with pytest.raises(ConfigurationError, match=re.escape(words)):
+        BenchmarkResult.from_json(json.dumps(fields))
+    del fields["loads"]
+    with pytest.raises(ConfigurationError):
+        BenchmarkResult.from_json(json.dumps(fields))
+
+
+def test_what_else_was_asked_is_read_back_alike(stand_in: StandIn) -> None:
+    """Sampling options stand in the result as JSON has them."""
+    result = quick(
+        stand_in.url(), concurrency=1, requests=1, stop=("zz",), on_progress=print
+    )
+
+    assert result.sampling["stop"] == ["zz"]
+    assert BenchmarkResult.from_json(result.to_json()) == result
 
 
 def test_rows_are_a_table(result: BenchmarkResult) -> None:
@@ -391,7 +532,7 @@ def test_the_plot_shows_every_load(result: BenchmarkResult, stand_in: StandIn) -
     assert first is not None
     assert through.lines[0].get_xdata().tolist() == [1, 2]
     assert waits.lines[0].get_ydata()[0] == pytest.approx(1000 * first.median)
-    assert waits.get_ylabel() == paces.get_ylabel() == "ms"
+    assert waits.get_ylabel() == paces.get_ylabel() == "ms, median to p90"
     assert waits.get_xlabel() == "requests at once"
 
     opened = quick(stand_in.url(), request_rate=(200, 100), requests=3, max_tokens=2)
@@ -406,6 +547,26 @@ def test_the_plot_shows_every_load(result: BenchmarkResult, stand_in: StandIn) -
         figure.savefig(picture)
         assert picture.tell() > 1000
     assert len(figure.axes[1].lines[0].get_xdata()) == 0
+
+
+def test_loads_have_readable_names_in_a_picture() -> None:
+    """Each doubling is as wide as the last; of many loads some are named."""
+    for places, named in (
+        ([1, 2, 4, 8, 16, 32, 64], ["1", "2", "4", "8", "16", "32", "64"]),
+        ([0.5], ["0.5"]),
+        ([8, 2, 2], ["2", "8"]),
+        ([], []),
+    ):
+        counts = [float(place) for place in places]
+        times = [(1.0, 2.0)] * len(places)
+        figure = loads_figure("requests at once", counts, counts, times, times)
+        for axes in figure.axes:
+            shown = [label.get_text() for label in axes.get_xticklabels()]
+            assert shown == named
+    many = [float(count) for count in range(1, 100)]
+    figure = loads_figure("requests at once", many, many, [None] * 99, [None] * 99)
+    shown = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert len(shown) <= 9
 
 
 def test_a_client_made_from_options_leads_to_the_same_server(

@@ -15,8 +15,15 @@ from bench_tools import interrupted_at
 from client_tools import StandIn
 from manager_tools import wait_for
 
+from llamatelemetry._bench_chart import rounds_figure
 from llamatelemetry.bench import Comparison, compare
-from llamatelemetry.exceptions import ConfigurationError, LLCudaError
+from llamatelemetry.exceptions import (
+    ConfigurationError,
+    ContextLengthError,
+    EngineNotFoundError,
+    LLCudaError,
+    ModelError,
+)
 from llamatelemetry.server import Engine, ServerConfig, _linux
 
 
@@ -131,10 +138,15 @@ def test_all_outputs_tell_the_same(comparison: Comparison, tmp_path: Path) -> No
 
     axes = comparison.plot().axes
     assert [one.get_title(loc="left") for one in axes] == [
-        "output tokens per second", "time to first token", "time per output token",
+        "Output tokens per second", "Time to first token", "Time per output token",
     ]  # fmt: skip
     assert list(axes[0].lines[1].get_ydata()) == list(ratio.values)
     assert axes[0].get_ylabel() == "new / <old>"
+    figure = rounds_figure(("x" * 50, "y"), [("speed", (1.0, 1.1), None)])
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert axes.get_ylabel() == f"y / {'x' * 17}…"
+    assert {round(tick, 6) % 1 for tick in axes.get_xticks()} == {0}
 
 
 def test_what_has_failed_has_no_ratio(stand_in: StandIn) -> None:
@@ -145,6 +157,112 @@ def test_what_has_failed_has_no_ratio(stand_in: StandIn) -> None:
     assert "not known" in repr(comparison)
     assert len(comparison.plot().axes) == 3
     assert comparison.rows()[0]["requests_per_second_ratio"] is None
+
+
+def test_what_failed_on_one_side_is_told(server_url: str, stand_in: StandIn) -> None:
+    """A failure is counted where both are seen, and nobody is called better."""
+    prompts = ["hello"] * 11 + ["long " * 9000]
+    comparison = quick(stand_in.url(), server_url, prompts=prompts, warm_up=0)
+
+    assert len(comparison.ratios[0].values) == 6
+    assert sum(load.completed for load in comparison.b.loads) == 11
+    for shown in (repr(comparison), comparison._repr_html_()):
+        assert "not the same work: 0 and 1 requests failed" in shown
+        assert "worse" not in shown
+        assert "better" not in shown
+        assert "tokens of an answer" in shown
+        assert "1 ContextLengthError" in shown
+
+
+def test_answers_of_other_lengths_are_no_comparison(stand_in: StandIn) -> None:
+    """Where one answers more, time and pace are those of other work."""
+    extra = {"stream_options": {"include_usage": False}}  # so that pieces are counted
+    comparison = quick(
+        stand_in.url(tokens=3), stand_in.url(tokens=6, pace=0.002), warm_up=0,
+        metrics="end_to_end_latency", extra_body=extra,
+    )  # fmt: skip
+
+    (ratio,) = comparison.ratios
+    assert ratio.unequal == "answers of 3 and 6 tokens"
+    assert "not the same work: answers of 3 and 6 tokens" in repr(comparison)
+    lines = [line.split() for line in repr(comparison).splitlines()]
+    assert ["a", "12", "0", "3.00"] in lines
+    assert ["b", "12", "0", "6.00"] in lines
+
+
+def test_answers_cut_short_are_told_of_each_side(
+    server_url: str, stand_in: StandIn
+) -> None:
+    """A side whose answers are shorter than asked for says so under its name."""
+    comparison = quick(server_url, stand_in.url(), rounds=1, max_tokens=8, warm_up=0)
+
+    assert "\nb: answers were cut: 3 (1 at once) tokens in the mean" in repr(comparison)
+    assert "\na: answers were cut" not in repr(comparison)
+
+
+def test_an_error_in_a_later_round_keeps_the_whole_ones(
+    server_url: str, stand_in: StandIn
+) -> None:
+    """A prompt too long ends round 2 on one side; round 1 of both is in the error."""
+    prompts = ["hello", "hello", "long " * 9000]
+    with pytest.raises(ContextLengthError) as caught:
+        quick(
+            server_url, stand_in.url(), prompts=prompts, rounds=2, warm_up=1, requests=1
+        )
+
+    partial = caught.value.partial  # type: ignore[attr-defined]
+    assert isinstance(partial, Comparison)
+    assert [len(side.loads) for side in (partial.a, partial.b)] == [1, 1]
+    assert len(partial.rows()) == 1
+    assert "b against a: 1 rounds" in caught.value.__notes__[0]
+
+
+def test_ctrl_c_keeps_the_whole_rounds(stand_in: StandIn) -> None:
+    """The interrupt says what the finished rounds brought, and has them."""
+    one, other = stand_in.url(), stand_in.url(tokens=2, pace=0.1)
+    with pytest.raises(KeyboardInterrupt) as caught, interrupted_at(stand_in, other, 3):
+        quick(one, other, rounds=6, warm_up=0)
+
+    partial = caught.value.partial  # type: ignore[attr-defined]
+    assert [len(side.loads) for side in (partial.a, partial.b)] == [1, 1]
+    assert "b against a: 1 rounds" in str(caught.value)
+
+
+def test_what_cannot_start_is_said_before_the_other_works(
+    stand_in: StandIn, tmp_path: Path, demo_model: Path
+) -> None:
+    """Model and engine of a configuration are looked for before anything is asked."""
+    url = stand_in.url()
+    with pytest.raises(ModelError, match="absent"):
+        quick(url, ServerConfig(tmp_path / "absent.gguf"), engine="embedded")
+    with pytest.raises(EngineNotFoundError, match="nowhere"):
+        quick(url, ServerConfig(demo_model), engine="/nowhere/llama-server")
+
+    assert stand_in.seen(url) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"names": ["a"]},
+        {"names": None},
+        {"metrics": ["speed"]},
+        {"metrics": None},
+        {"a": 5},
+        {"b": {}},
+        {"format": 2},
+    ],
+    ids=str,
+)
+def test_damaged_json_is_refused(
+    comparison: Comparison, changes: dict[str, object]
+) -> None:
+    """Fields that are none, and a later format, are an error that says so."""
+    fields = json.loads(comparison.to_json()) | changes
+    with pytest.raises(ConfigurationError):
+        Comparison.from_json(json.dumps(fields))
+    with pytest.raises(ConfigurationError, match="no comparison"):
+        Comparison.from_json(comparison.a.to_json())
 
 
 @pytest.mark.parametrize("side_by_side", [False, True])
@@ -210,14 +328,18 @@ def test_a_configuration_that_does_not_start_is_an_error(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"rounds": 0}, "rounds must be"),
-        ({"rounds": True}, "rounds must be"),
-        ({"rounds": "6"}, "rounds must be"),
+        ({"rounds": 0}, "rounds is 0"),
+        ({"rounds": True}, "rounds is True"),
+        ({"rounds": "6"}, "rounds is '6'"),
+        ({"metrics": 5}, "metrics is 5"),
+        ({"monitor": 5}, "monitor is 5"),
+        ({"stream": True}, "there is no stream here"),
         ({"metrics": "speed"}, "metrics names 'speed'"),
         ({"names": ("a", "a")}, "names is ('a', 'a')"),
         ({"names": "ab"}, "names is 'ab'"),
         ({"names": ("a", "b", "a")}, "two different texts"),
         ({"names": ("a", 2)}, "two different texts"),
+        ({"names": ([], [])}, "two different texts"),
         ({"concurrency": 2, "request_rate": 1}, "give one"),
         ({"concurrency": (1, 2)}, "concurrency is (1, 2)"),
         ({"request_rate": -1}, "request_rate is -1"),

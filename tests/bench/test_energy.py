@@ -8,12 +8,13 @@ from nvml_tools import StandInDriver, t4
 from llamatelemetry import GPUMonitor
 from llamatelemetry.bench._energy import Meter, idle_watts_of, joules_of
 from llamatelemetry.gpu import GPUSample
+from llamatelemetry.gpu._run import SystemClock
 
 
-def tick(time: float, *watts: float | None) -> tuple[GPUSample, ...]:
-    """Return what cards said at a time: their power."""
-    return tuple(
-        GPUSample(index=index, time=time, power_watts=power)
+def tick(moment: float, *watts: float | None) -> tuple[float, tuple[GPUSample, ...]]:
+    """Return what cards said at a moment: their power."""
+    return moment, tuple(
+        GPUSample(index=index, time=0.0, power_watts=power)
         for index, power in enumerate(watts)
     )
 
@@ -36,7 +37,9 @@ def test_power_over_time_is_energy() -> None:
         [tick(1.0), tick(2.0)],
     ],
 )
-def test_what_is_not_told_is_none(ticks: list[tuple[GPUSample, ...]]) -> None:
+def test_what_is_not_told_is_none(
+    ticks: list[tuple[float, tuple[GPUSample, ...]]],
+) -> None:
     """A part of the energy is never taken for the whole, nor nothing for 0."""
     assert joules_of(ticks) is None
 
@@ -61,6 +64,28 @@ def test_cards_of_this_machine_are_watched(driver: StandInDriver) -> None:
         joules = meter.end()
         assert meter.cards == ("Tesla T4", "Tesla T4")
         assert meter.idle_watts == pytest.approx(19.0)
+
+    assert joules is not None
+    assert 0 < joules < 19 * 10  # of the moment between the two
+
+
+class ClockSetBack(SystemClock):
+    """A clock that is an hour behind whenever it is looked at again."""
+
+    behind = 0
+
+    def time(self) -> float:
+        """Seconds since 1970."""
+        self.behind += 3600
+        return super().time() - self.behind
+
+
+def test_a_clock_that_is_set_back_changes_no_energy(driver: StandInDriver) -> None:
+    """An hour less on the wall between two samples is no hour of the load."""
+    driver.describe(t4(0), t4(1))
+    with Meter(GPUMonitor(_clock=ClockSetBack()), local=True) as meter:
+        meter.begin()
+        joules = meter.end()
 
     assert joules is not None
     assert 0 < joules < 19 * 10  # of the moment between the two

@@ -109,6 +109,15 @@ def test_an_open_loop_waits_for_nobody(stand_in: StandIn) -> None:
         assert 0 <= one.late < 0.3
 
 
+def test_lateness_is_from_when_a_request_was_due(stand_in: StandIn) -> None:
+    """What was due half a minute ago is that late, and what was due now is not."""
+    with stand_in.client() as client:
+        found = Load(client, {}).send_at([MESSAGES] * 2, [-30.0, 0.0])
+
+    due, overdue = sorted(one.late for one in found if one.late is not None)
+    assert 0 <= due < 30 <= overdue
+
+
 def test_answers_come_in_while_later_requests_wait(stand_in: StandIn) -> None:
     """An open loop tells of an answer before its last request is sent."""
     with stand_in.client() as client:

@@ -83,7 +83,19 @@ def test_pieces_are_counted_where_the_server_does_not_count() -> None:
     one = measured(output_tokens=None, prompt_tokens=None, cached_tokens=None)
 
     assert one.tokens == 4
-    assert summary_of([one], 1.0)["prompt_tokens"] == 0
+
+
+def test_what_nobody_told_of_prompts_is_none() -> None:
+    """One answer without usage, and the sum of the prompts' tokens is not known."""
+    silent = measured(output_tokens=None, prompt_tokens=None, cached_tokens=None)
+
+    for requests in ([silent], [measured(), silent]):
+        load = LoadResult(concurrency=1, **summary_of(requests, 1.0))
+        assert (load.prompt_tokens, load.cached_tokens) == (None, None)
+        assert load.prompt_tokens_per_second is None
+        assert load.total_tokens_per_second is None
+        assert load.output_tokens == 4 * len(requests)
+    assert summary_of([], 1.0)["prompt_tokens"] == 0
 
 
 def test_server_values_stand_beside_the_clients() -> None:

@@ -12,18 +12,21 @@ from llamatelemetry.bench._ratios import checked_metrics, ratio_of
 from llamatelemetry.exceptions import ConfigurationError
 
 
-def load(*, tokens: int = 100, first: float | None = 1.0) -> LoadResult:
-    """Return a load of so many tokens, and seconds to the first one."""
+def load(
+    *, rate: int = 100, first: float | None = 1.0, tokens: int = 100, failed: int = 0
+) -> LoadResult:
+    """Return a load: tokens per second, seconds to the first, tokens of one answer."""
     spread = None if first is None else Statistics(first, first, first, first, 0, 1)
     return LoadResult(
-        concurrency=1, requests=1, duration=1.0, prompt_tokens=0, cached_tokens=0,
+        concurrency=1, requests=1 + failed, errors={"StreamError": failed},
+        duration=tokens / rate, prompt_tokens=0, cached_tokens=0,
         output_tokens=tokens, time_to_first_token=spread,
     )  # fmt: skip
 
 
-def rounds(*tokens: int) -> list[LoadResult]:
-    """Return a load for each number of tokens."""
-    return [load(tokens=count) for count in tokens]
+def rounds(*rates: int, **options: int) -> list[LoadResult]:
+    """Return a load for each number of tokens per second."""
+    return [load(rate=rate, **options) for rate in rates]
 
 
 def test_a_clear_difference_is_told() -> None:
@@ -35,8 +38,8 @@ def test_a_clear_difference_is_told() -> None:
     )
 
     assert ratio.median == pytest.approx(1.225)
-    assert (ratio.least, ratio.most) == (1.1, 1.4)
-    assert ratio.spread == (1.1, 1.4)
+    assert (ratio.least, ratio.most) == pytest.approx((1.1, 1.4))
+    assert ratio.spread == pytest.approx((1.1, 1.4))
     assert ratio.level == pytest.approx(0.96875)
     assert ratio.is_different is True
     assert ratio.verdict == "better, 22.5%"
@@ -71,6 +74,44 @@ def test_few_rounds_tell_nothing() -> None:
     assert ratio.level == 0.9375
     assert ratio.is_different is None
     assert "six are needed" in ratio.verdict
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tokens": 102}, "answers of 100 and 102 tokens"),
+        ({"failed": 1}, "0 and 6 requests failed"),
+    ],
+)
+def test_unlike_work_has_no_verdict(options: dict[str, int], words: str) -> None:
+    """Where one failed more, or answers differ by more than 1 %, nobody has won."""
+    same, faster = rounds(*[100] * 6), rounds(*[150] * 6, **options)
+
+    ratio = ratio_of("output_tokens_per_second", same, faster)
+    assert ratio.median == pytest.approx(1.5)
+    assert ratio.is_different is None
+    assert ratio.verdict == f"not the same work: {words}"
+    back = ratio_of("output_tokens_per_second", faster, same)
+    assert back.is_different is None
+    equal = ratio_of("output_tokens_per_second", rounds(*[100] * 6, **options), faster)
+    assert equal.verdict == "better, 50.0%"
+
+
+def test_answers_that_differ_by_little_are_the_same_work() -> None:
+    """A token more in 100 is no other work."""
+    ratio = ratio_of(
+        "output_tokens_per_second", rounds(*[100] * 6), rounds(*[200] * 6, tokens=101)
+    )
+
+    assert ratio.is_different is True
+
+
+def test_as_many_failures_in_other_rounds_are_unlike_work() -> None:
+    """What counts is what was done in the same round."""
+    one, other = load(failed=1), load(failed=0)
+    ratio = ratio_of("requests_per_second", [one, other], [other, one])
+
+    assert ratio.verdict == "not the same work: 1 and 1 requests failed"
 
 
 def test_rounds_without_a_value_of_both_are_left_out() -> None:
@@ -111,3 +152,5 @@ def test_metrics_are_known_by_name() -> None:
         checked_metrics("speed")
     with pytest.raises(ConfigurationError, match="empty"):
         checked_metrics([])
+    with pytest.raises(ConfigurationError, match="metrics is 5"):
+        checked_metrics(5)  # type: ignore[arg-type]
