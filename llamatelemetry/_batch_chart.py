@@ -32,6 +32,7 @@ _BINS = 40
 _PAUSE_SECONDS = 300  # without a row: it was ended, and gone on with later
 _PAUSE_TIMES = 50  # longer than usual
 _BAR = "#9db7d5"
+_ABOVE = 1.2  # room above the tokens
 _IN_SECONDS, _IN_MINUTES = 180, 10_800
 
 
@@ -181,7 +182,7 @@ def _draw_speed(axes: Any, finished: _Finished) -> None:
     bounds = [step * number / unit for number in range(count + 1)]
     for place, values, colour, width in (
         (other, tokens, MARK, 1.0),
-        (axes, rows, USED, 1.6),
+        (axes, rows, USED, 1.8),
     ):
         speeds = [value / step for value in values]
         place.stairs(speeds, bounds, color=colour, linewidth=width, baseline=None)
@@ -203,6 +204,8 @@ def _draw_speed(axes: Any, finished: _Finished) -> None:
     for one in (axes, other):
         one.set_xlim(0, bounds[-1])
         one.set_ylim(bottom=0)
+    # Where all rows are of one length, the two lines would be one.
+    other.set_ylim(top=other.get_ylim()[1] * _ABOVE)
 
 
 def _time_unit(seconds: float) -> tuple[float, str]:

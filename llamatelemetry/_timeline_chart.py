@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from llamatelemetry._chart_look import (
     SMALL,
     TITLE,
 )
+from llamatelemetry._units import GIB, MIB
 from llamatelemetry.plots import drawable, new_figure, plain_text
 
 __all__ = ["Bar", "Line", "timeline_figure"]
@@ -23,8 +25,10 @@ __all__ = ["Bar", "Line", "timeline_figure"]
 _WIDTH = 900  # pixels, with 100 for an inch
 _PLOT, _LANE, _LEAST_LANES, _MOST_LANES = 130, 16, 60, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM, _BETWEEN = 110, 14, 26, 58, 12
-_LONGEST_NAME, _LONGEST_MARK = 24, 40  # letters
+_LONGEST_NAME = 24  # letters
+_LETTER_PIXELS = 5.2  # of a mark's name, which is cut where its plot ends
 _NAME_PIXELS = 11  # what an upright name takes from left to right
+_LEAST_MARKED = 4  # pixels of a request whose first token is marked
 _MOST_NAMES = 40  # of lanes, and of marks
 _IN_SECONDS = 600  # a longer timeline is counted in minutes
 
@@ -74,7 +78,7 @@ def timeline_figure(
     """Return a figure: a plot of memory and one of power, if known, and the lanes.
 
     Args:
-        memory: Used memory of each card, in GiB.
+        memory: Used memory of each card, in bytes.
         power: What each card draws, in watts.
         lanes: A name, and the requests in that row; the first is drawn on top.
         marks: When something happened, in seconds, and what.
@@ -83,21 +87,40 @@ def timeline_figure(
         SetupError: matplotlib is missing.
     """
     upper = [
-        (lines, unit) for lines, unit in ((memory, "GiB"), (power, "watts")) if lines
+        (lines, unit)
+        for lines, unit in (_in_one_unit(memory), (power, "watts"))
+        if lines
     ]
     room = min(max(len(lanes) * _LANE, _LEAST_LANES), _MOST_LANES)
-    heights = [_PLOT] * len(upper) + [room]
-    whole = _TOP + sum(heights) + _BETWEEN * len(upper) + _BOTTOM
+    # Without cards the marks' names have a place of their own, not over the requests.
+    above = len(upper) or min(len(marks), 1)
+    heights = [_PLOT] * above + [room]
+    whole = _TOP + sum(heights) + _BETWEEN * above + _BOTTOM
     figure = new_figure(_WIDTH, whole)
     last = _last_moment([lines for lines, _ in upper], lanes, marks)
     every = _plots(figure, heights, whole, last)
     for axes, (lines, unit) in zip(every, upper, strict=False):
         _draw_lines(axes, lines, unit)
-    _draw_lanes(every[-1], lanes)
-    _draw_marks(every, marks, last)
+    if above and not upper:
+        every[0].set_axis_off()
+    a_pixel = last / (_WIDTH - _LEFT - _RIGHT)
+    _draw_lanes(every[-1], lanes, _LEAST_MARKED * a_pixel)
+    _draw_marks(every, marks, _NAME_PIXELS * a_pixel, int(heights[0] / _LETTER_PIXELS))
     _draw_legends(figure, every, upper)
     plain_text(figure)
     return figure
+
+
+def _in_one_unit(memory: Sequence[Line]) -> tuple[Sequence[Line], str]:
+    """Return lines of bytes in GiB, or in MiB where there is little."""
+    known = [
+        value for line in memory for _, value in line.points if not math.isnan(value)
+    ]
+    size, unit = (GIB, "GiB") if max(known, default=0) >= GIB else (MIB, "MiB")
+    return [
+        Line(line.name, [(when, value / size) for when, value in line.points])
+        for line in memory
+    ], unit
 
 
 def _last_moment(
@@ -146,7 +169,8 @@ def _draw_lines(axes: Any, lines: Sequence[Line], unit: str) -> None:
     for number, line in enumerate(lines):
         x, y = zip(*line.points, strict=True)
         axes.plot(
-            x, y, color=_COLOURS[number % len(_COLOURS)], linewidth=1.4, marker="",
+            x, y, color=_COLOURS[number % len(_COLOURS)], marker="",
+            linewidth=max(1.4, 2.8 - 0.7 * number),  # equal ones show beside each other
             linestyle="-" if number < len(_COLOURS) else "--",
             label=drawable(line.name),
         )  # fmt: skip
@@ -154,7 +178,10 @@ def _draw_lines(axes: Any, lines: Sequence[Line], unit: str) -> None:
     axes.set_ylabel(unit, fontsize=SMALL, color=FAINT)
 
 
-def _draw_lanes(axes: Any, lanes: Sequence[tuple[str, Sequence[Bar]]]) -> None:
+def _draw_lanes(
+    axes: Any, lanes: Sequence[tuple[str, Sequence[Bar]]], least: float
+) -> None:
+    """Draw requests; the first token only of those that take so many seconds."""
     for row, (_, bars) in enumerate(lanes):
         box = (row - 0.36, 0.72)
         read = [(bar.start, (bar.first or bar.end) - bar.start) for bar in bars]
@@ -171,7 +198,11 @@ def _draw_lanes(axes: Any, lanes: Sequence[tuple[str, Sequence[Bar]]]) -> None:
             axes.broken_barh(
                 told, box, facecolor=colour, edgecolor=colour, linewidth=width
             )
-        first = [bar.first for bar in bars if bar.first is not None]
+        first = [
+            bar.first
+            for bar in bars
+            if bar.first is not None and bar.end - bar.start >= least
+        ]
         axes.vlines(first, row - 0.45, row + 0.45, color=_FIRST, linewidth=0.7)
     axes.set_ylim(max(len(lanes), 1) - 0.4, -0.6)
     named = lanes if len(lanes) <= _MOST_NAMES else []
@@ -182,18 +213,22 @@ def _draw_lanes(axes: Any, lanes: Sequence[tuple[str, Sequence[Bar]]]) -> None:
 
 
 def _draw_marks(
-    every: Sequence[Any], marks: Sequence[tuple[float, str]], last: float
+    every: Sequence[Any],
+    marks: Sequence[tuple[float, str]],
+    apart: float,
+    letters: int,
 ) -> None:
+    """Draw a line for each mark, and names that have room beside each other."""
     for when, _ in marks:
         for axes in every:
             axes.axvline(when, color=MARK, linewidth=0.8, linestyle=":", marker="")
-    apart = last * _NAME_PIXELS / (_WIDTH - _LEFT - _RIGHT)
     for when, text in _named(marks, apart)[-_MOST_NAMES:]:
+        name = text if len(text) <= letters else f"{text[: letters - 1]}…"
         every[0].annotate(
-            drawable(text[:_LONGEST_MARK]), (when, 1), xytext=(-1, -2),
+            drawable(name), (when, 1), xytext=(2, -2),
             xycoords=("data", "axes fraction"), textcoords="offset points",
             rotation=90, fontsize=SMALL, color=MARK, bbox=PAPER_BEHIND,
-            horizontalalignment="right", verticalalignment="top",
+            horizontalalignment="left", verticalalignment="top",
             annotation_clip=True,
         )  # fmt: skip
 

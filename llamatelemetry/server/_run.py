@@ -16,7 +16,7 @@ from pathlib import Path
 
 from llamatelemetry._deadline import Deadline
 from llamatelemetry._http import HTTPClient
-from llamatelemetry.exceptions import ClientError
+from llamatelemetry.exceptions import ClientError, ConfigurationError
 from llamatelemetry.server._linux import bytes_loaded, group_listens
 from llamatelemetry.server._process import ServerProcess
 from llamatelemetry.server.config import ServerConfig
@@ -49,7 +49,15 @@ class EventListeners:
         self._all: tuple[Callable[[Event], object], ...] = ()
 
     def subscribe(self, callback: Callable[[Event], object]) -> Callable[[], None]:
-        """Have a function called with each event; return what ends that."""
+        """Have a function called with each event; return what ends that.
+
+        Raises:
+            ConfigurationError: It is no function.
+        """
+        if not callable(callback):
+            raise ConfigurationError(
+                f"callback is {callback!r}, and must be a function of an Event"
+            )
 
         def tell(event: Event) -> None:  # each subscription is one of its own
             callback(event)

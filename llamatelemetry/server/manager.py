@@ -393,6 +393,9 @@ class ServerManager:
         Returns:
             What ends it; harmless when called again.
 
+        Raises:
+            ConfigurationError: It is no function.
+
         Example:
             >>> from llamatelemetry import ServerConfig, ServerManager
             >>> manager = ServerManager(ServerConfig("model.gguf", port=0))

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-__all__ = ["Attribution", "CardSeries", "Ran", "attribute"]
+__all__ = ["Attribution", "CardSeries", "Ran", "attribute", "joules_under"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +159,7 @@ def attribute(
             joules[index] = None
             problems.append(f"GPU {index}: {error}")
         else:
-            joules[index] = _integral(curve)
+            joules[index] = joules_under(curve)
             own += _own_part(curve, ran, others.get(index, ()))
     if not cards:
         problems.append("no card was watched that its server uses")
@@ -176,6 +176,17 @@ def attribute(
         },
         samples=max((_count(one.times, ran) for one in cards.values()), default=0),
         problem="; ".join(problems) or None,
+    )
+
+
+def joules_under(curve: Sequence[tuple[float, float]]) -> float:
+    """Return the energy from a card's first sample to its last.
+
+    Args:
+        curve: Times in seconds, and watts; oldest first.
+    """
+    return sum(
+        (one[1] + after[1]) / 2 * (after[0] - one[0]) for one, after in pairwise(curve)
     )
 
 
@@ -235,33 +246,31 @@ def _watts_at(points: Sequence[tuple[float, float]], moment: float) -> float:
     return low + (high - low) * (moment - before) / (after - before)
 
 
-def _integral(curve: Sequence[tuple[float, float]]) -> float:
-    return sum(
-        (one[1] + after[1]) / 2 * (after[0] - one[0]) for one, after in pairwise(curve)
-    )
-
-
 def _own_part(
     curve: Sequence[tuple[float, float]], ran: Ran, others: Sequence[Ran]
 ) -> float:
     """Return a request's part of the energy under a curve over its own time."""
     if not others:
-        return _integral(curve)
+        return joules_under(curve)
     edges = {edge for other in others for edge in (other.start, other.end)}
     cuts = sorted(
         {point[0] for point in curve}
         | {edge for edge in edges if ran.start < edge < ran.end}
     )
     pieces = [(cut, _watts_at(curve, cut)) for cut in cuts]
-    return sum(
-        _integral((one, after)) * _part(one[0], after[0], ran, others)
-        for one, after in pairwise(pieces)
-    )
+    waiting = sorted(others, key=lambda other: other.start, reverse=True)
+    there: list[Ran] = []
+    joules = 0.0
+    for one, after in pairwise(pieces):
+        while waiting and waiting[-1].start <= one[0]:
+            there.append(waiting.pop())
+        there = [other for other in there if other.end > one[0]]
+        joules += joules_under((one, after)) * _part(one[0], after[0], ran, there)
+    return joules
 
 
-def _part(begin: float, end: float, ran: Ran, others: Sequence[Ran]) -> float:
-    """Return a request's part of a piece in which the same requests run throughout."""
-    there = [one for one in others if one.start <= begin and one.end >= end]
+def _part(begin: float, end: float, ran: Ran, there: Sequence[Ran]) -> float:
+    """Return a request's part of a piece, throughout which the others are there."""
     own = ran.tokens_between(begin, end)
     whole = own + sum(one.tokens_between(begin, end) for one in there)
     return own / whole if whole else 1 / (1 + len(there))

@@ -13,6 +13,11 @@ from typing import Any
 from llamatelemetry._units import format_memory, printable
 from llamatelemetry.api._record import RequestRecord
 from llamatelemetry.api.responses import Timings
+from llamatelemetry.exceptions import (
+    ClientError,
+    ConnectionFailedError,
+    RequestTimeoutError,
+)
 from llamatelemetry.server.events import (
     BufferSize,
     Event,
@@ -21,6 +26,7 @@ from llamatelemetry.server.events import (
     Loading,
     Ready,
 )
+from llamatelemetry.telemetry._span_messages import encodable
 
 __all__ = ["COMPUTING", "RequestEntry", "ServerEvent", "entry_of", "event_of"]
 
@@ -28,8 +34,11 @@ COMPUTING = frozenset({"chat", "completion", "embeddings", "rerank"})
 """Kinds of requests that keep a slot, and a card, busy."""
 
 _LONGEST_MESSAGE = 500
-# What errors quote may be a piece of an answer.
-_QUOTED = re.compile(r"(?<!\w)(['\"])(?:\\.|(?!\1)[^\\]){16,}(?:\1|$)", re.DOTALL)
+# These say in our own words what happened; others may repeat what was asked.
+_IN_OUR_WORDS = (ConnectionFailedError, RequestTimeoutError)
+_SERVERS_NAME = re.compile(r"[a-z_]{1,60}")
+# What they quote may be a piece of an answer.
+_QUOTED = re.compile(r"(?<!\w)b?(['\"])(?:\\.|(?!\1)[^\\]){16,}(?:\1|$)", re.DOTALL)
 _DATA_URL = re.compile(r"^data:[^,]{0,100},")
 
 
@@ -56,7 +65,8 @@ class RequestEntry:
         server: The server's base URL.
         finish_reason: "stop", "length", "cancelled", ...
         error: The error's type, or None.
-        error_message: What it said; long quotations are left out without the text.
+        error_message: What it said. Without the text: the HTTP status and the server's
+            name for it; or that there was no connection, or how long it took.
         model: The model's alias.
         parameters: What it was sampled with.
         prompt: What was asked: a text, or messages as JSON. Only with ``text=True``.
@@ -189,13 +199,15 @@ def entry_of(number: int, record: RequestRecord, *, text: bool) -> RequestEntry:
         server_tokens_per_second=timings.predicted_per_second,
         slot=record.slot,
         server=record.server,
-        finish_reason=record.finish_reason,
+        finish_reason=encodable(record.finish_reason),
         error=error,
         error_message=message,
-        model=record.model,
-        parameters=record.parameters or {},
-        prompt=_prompt(record.sent) if text else None,
-        answer=record.answer if text else None,
+        model=encodable(record.model),
+        parameters={
+            name: encodable(value) for name, value in (record.parameters or {}).items()
+        },
+        prompt=encodable(_prompt(record.sent)) if text else None,
+        answer=encodable(record.answer) if text else None,
         chunk_times=_copied(record.chunk_times),
     )
 
@@ -210,11 +222,24 @@ def _seconds(milliseconds: float | None) -> float | None:
 
 
 def _told(error: BaseException | None, *, text: bool) -> tuple[str | None, str | None]:
-    """Return an error's type and what it says, without what it quotes."""
+    """Return an error's type, and what it says; without the text, what it may say."""
     if error is None:
         return None, None
-    message = str(error) if text else _QUOTED.sub(r"\1…\1", str(error))
-    return type(error).__name__, printable(" ".join(message.split()), _LONGEST_MESSAGE)
+    message = str(error) if text else _silent(error)
+    said = printable(" ".join(message.split()), _LONGEST_MESSAGE)
+    return type(error).__name__, said or None
+
+
+def _silent(error: BaseException) -> str:
+    """Return what an error says without any word of the user or of the server."""
+    if isinstance(error, _IN_OUR_WORDS):
+        return _QUOTED.sub(r"\1…\1", str(error))
+    if not isinstance(error, ClientError):
+        return ""
+    parts = [f"HTTP {error.status}"] if isinstance(error.status, int) else []
+    if isinstance(error.type, str) and _SERVERS_NAME.fullmatch(error.type):
+        parts.append(error.type)
+    return ", ".join(parts)
 
 
 def _prompt(body: Mapping[str, Any] | None) -> str | None:

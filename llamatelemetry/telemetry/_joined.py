@@ -36,7 +36,7 @@ class Joined:
         entries.sort(key=lambda entry: entry.start)
         self._entries = entries
         self._starts = [entry.start for entry in entries]
-        self._longest = max((entry.duration for entry in entries), default=0.0)
+        self._longer = _longer([entry.end for entry in entries])
 
     def attribute(self, entry: RequestEntry) -> Attribution:
         """Return what a request cost."""
@@ -66,13 +66,28 @@ class Joined:
     def _meanwhile(self, entry: RequestEntry) -> list[RequestEntry]:
         """Return the other requests that ran at the same time, if only for a moment."""
         found = []
-        place = bisect_left(self._starts, entry.end)
-        while place and self._starts[place - 1] >= entry.start - self._longest:
-            place -= 1
+        place = bisect_left(self._starts, entry.end) - 1
+        while place >= 0:
             other = self._entries[place]
-            if other.end > entry.start and other.id != entry.id:
+            if other.end <= entry.start:  # so do all up to the next that ends later
+                place = self._longer[place]
+                continue
+            if other.id != entry.id:
                 found.append(other)
+            place -= 1
         return found
+
+
+def _longer(ends: Sequence[float]) -> list[int]:
+    """Return for each the place of the last one before it that ends later, or -1."""
+    found: list[int] = []
+    later: list[int] = []
+    for place, end in enumerate(ends):
+        while later and ends[later[-1]] <= end:
+            later.pop()
+        found.append(later[-1] if later else -1)
+        later.append(place)
+    return found
 
 
 def _series(ticks: Sequence[Tick]) -> Mapping[int, CardSeries]:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urlsplit
 
 from llamatelemetry.api.client import LlamaCppClient, RequestRecord
 from llamatelemetry.exceptions import ConfigurationError, SetupError
@@ -26,11 +25,19 @@ from llamatelemetry.gpu.monitor import GPUMonitor
 from llamatelemetry.telemetry import _conventions as names
 from llamatelemetry.telemetry._card_values import Value, card_values
 from llamatelemetry.telemetry._conventions import Instrument
-from llamatelemetry.telemetry._hush import Complaint, QuietExporter, hushed
+from llamatelemetry.telemetry._hush import (
+    Complaint,
+    QuietExporter,
+    checked_endpoint,
+    checked_headers,
+    hushed,
+)
 from llamatelemetry.telemetry._post import Post
+from llamatelemetry.telemetry._recording import Recorders
 from llamatelemetry.telemetry._scrape import Scrape
 from llamatelemetry.telemetry._spans import (
     OPERATIONS,
+    Attributes,
     measurements_of,
     server_attributes,
     span_of,
@@ -50,7 +57,8 @@ _EXPORT_SECONDS = 2.0
 _LONGEST_CLOSE = 3.0
 _INSTALL = 'pip install "opentelemetry-sdk" "opentelemetry-exporter-otlp-proto-http"'
 
-Ended = tuple[RequestRecord, "Context", float]
+# A request; the span that was current; seconds to the system's clock; its server.
+Ended = tuple[RequestRecord, "Context", float, str | None]
 
 
 class OpenTelemetryExporter:
@@ -67,7 +75,8 @@ class OpenTelemetryExporter:
     an endpoint that is down costs one line in the log.
 
     Args:
-        target: A client, or what has one: a session, a pool.
+        target: A client, or what has one: a session, also over its ``relaunch()``, or
+            a pool.
         tracer_provider: Yours, for spans; it is not shut down. Without it, and without
             an endpoint, the one that is set for the whole program.
         meter_provider: Yours, for metrics, likewise.
@@ -117,10 +126,11 @@ class OpenTelemetryExporter:
             raise ConfigurationError(
                 "give an endpoint, or providers of your own that have exporters"
             )
-        self._client = _client_of(target)
+        _client_of(target)
+        self._target = target
         self._monitor = monitor or getattr(target, "monitor", None)
-        self._endpoint = None if endpoint is None else _checked_endpoint(endpoint)
-        self._headers = dict(headers or {})
+        self._endpoint = None if endpoint is None else checked_endpoint(endpoint)
+        self._headers = checked_headers(headers or {})
         self._providers = tracer_provider, meter_provider
         self._scrape_seconds = _checked_scrape(scrape)
         self._text = text
@@ -130,7 +140,7 @@ class OpenTelemetryExporter:
     def __repr__(self) -> str:
         where = self._endpoint or "providers"
         state = "running" if self.running else "stopped"
-        return f"OpenTelemetryExporter({self._client!r}, {where}, {state})"
+        return f"OpenTelemetryExporter({_client_of(self._target)!r}, {where}, {state})"
 
     @property
     def running(self) -> bool:
@@ -192,26 +202,22 @@ class OpenTelemetryExporter:
             ) from error
         from opentelemetry.context import get_current
 
-        base_url = getattr(self._client, "base_url", None)
-        scrape = Scrape(self._client, self._scrape_seconds or 0.0)
-        source = _Source(
-            self._monitor, scrape if self._scrape_seconds else None, base_url
-        )
+        source = _Source(self._monitor, self._scrape_seconds)
         meters = _meters_of(providers)
         undo.enter_context(meters.observing(source))
         # Ended while the source is asked still: providers collect a last time.
         undo.callback(providers.shut_down)
         quiet = self._endpoint is not None
-        work = _Work(_tracer(providers), meters, base_url, text=self._text, quiet=quiet)
+        work = _Work(_tracer(providers), meters, text=self._text, quiet=quiet)
         post = Post(work.export, "llamatelemetry-opentelemetry")
         undo.callback(post.close, _LONGEST_CLOSE)
-
-        def take(record: RequestRecord) -> None:
-            if record.kind in OPERATIONS:
-                # One subtraction here: the system's clock may be set meanwhile.
-                post.put((record, get_current(), time.time() - time.monotonic()))
-
-        undo.callback(self._client.subscribe(take, chunk_times=True, text=self._text))
+        subscription = _Subscription(source, post.put, get_current, text=self._text)
+        undo.callback(subscription.close)
+        # A session tells these when it has another client.
+        followers = getattr(self._target, "_recorders", None) or Recorders()
+        followers.add(subscription)
+        undo.callback(followers.discard, subscription)
+        subscription.follow(_client_of(self._target))
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,27 +305,79 @@ def _tracer(providers: _Providers) -> Tracer:
     return providers.tracers.get_tracer(_SCOPE, schema_url=names.GEN_AI_SCHEMA_URL)
 
 
-@dataclass(frozen=True, slots=True)
 class _Source:
     """What instruments observe for one exporter."""
 
-    monitor: GPUMonitor | None
-    scrape: Scrape | None
-    base_url: str | None
+    def __init__(self, monitor: GPUMonitor | None, seconds: float | None) -> None:
+        self._monitor = monitor
+        self._seconds = seconds  # for which a server's values are good; None for none
+        self._server: tuple[Scrape, Attributes] | None = None
+
+    def follow(self, client: LlamaCppClient, base_url: str | None) -> None:
+        """Ask this client's server from now on."""
+        if self._seconds is not None:
+            scrape = Scrape(client, self._seconds)
+            self._server = scrape, server_attributes(base_url)
 
     def card_values(self, instrument: Instrument) -> list[Value]:
         """Return the cards' values; none of a monitor that stands still."""
-        monitor = self.monitor
+        monitor = self._monitor
         if monitor is None or not monitor.running:
             return []
         return card_values(instrument, monitor.latest(), monitor.gpus)
 
     def server_values(self, key: str) -> list[Value]:
         """Return the server's value by llama-server's name, if it tells it."""
-        values = {} if self.scrape is None else self.scrape.values()
-        if key not in values:
+        if self._server is None:
             return []
-        return [(values[key], server_attributes(self.base_url))]
+        scrape, attributes = self._server
+        values = scrape.values()
+        return [(values[key], attributes)] if key in values else []
+
+
+class _Subscription:
+    """Takes a client's requests, and those of the next one that its session has.
+
+    Args:
+        source: Told of each client.
+        put: Takes what has ended.
+        get_context: Returns the context in which a request ends.
+        text: Whether with what was asked and answered.
+    """
+
+    def __init__(
+        self,
+        source: _Source,
+        put: Callable[[Ended], None],
+        get_context: Callable[[], Context],
+        *,
+        text: bool,
+    ) -> None:
+        self._source, self._put, self._get_context = source, put, get_context
+        self._text = text
+        self._client: LlamaCppClient | None = None
+        self._end: Callable[[], None] = lambda: None
+
+    def follow(self, client: LlamaCppClient | None, *_: object) -> None:
+        """Take the requests of this client from now on, and of no other."""
+        if client is None or client is self._client:
+            return
+        self._end()
+        self._client = client
+        base_url = getattr(client, "base_url", None)
+        self._source.follow(client, base_url)
+
+        def take(record: RequestRecord) -> None:
+            if record.kind in OPERATIONS:
+                # One subtraction here: the system's clock may be set meanwhile.
+                offset = time.time() - time.monotonic()
+                self._put((record, self._get_context(), offset, base_url))
+
+        self._end = client.subscribe(take, chunk_times=True, text=self._text)
+
+    def close(self) -> None:
+        """Take no more."""
+        self._end()
 
 
 class _Meters:
@@ -403,24 +461,22 @@ class _Work:
 
     tracer: Tracer
     meters: _Meters
-    base_url: str | None
     text: bool
     quiet: bool
 
     def export(self, ended: Ended) -> None:
         """Hand one request over."""
+        record, _, _, base_url = ended
         with hushed() if self.quiet else contextlib.nullcontext():
-            self._make_span(ended)
-            for instrument, value, attributes in measurements_of(
-                ended[0], self.base_url
-            ):
+            for instrument, value, attributes in measurements_of(record, base_url):
                 self.meters.histograms[instrument.name].record(value, attributes)
+            self._make_span(ended)
 
     def _make_span(self, ended: Ended) -> None:
         from opentelemetry.trace import SpanKind, Status, StatusCode
 
-        record, parent, offset = ended
-        plan = span_of(record, self.base_url, offset, text=self.text)
+        record, parent, offset, base_url = ended
+        plan = span_of(record, base_url, offset, text=self.text)
         span = self.tracer.start_span(
             plan.name,
             parent,
@@ -443,32 +499,6 @@ def _client_of(target: Any) -> LlamaCppClient:
             "or a pool"
         )
     return found
-
-
-def _checked_endpoint(endpoint: str) -> str:
-    """Return an endpoint without a path of its own for spans or metrics.
-
-    Raises:
-        ConfigurationError: It is no address of HTTP, or holds a password.
-    """
-    try:
-        parts = urlsplit(endpoint.strip())
-        works = parts.scheme in ("http", "https") and bool(parts.hostname)
-        works = works and (parts.port is None or parts.port > 0)
-    except (AttributeError, ValueError):  # no text; a port that is no number
-        works = False
-    if not works:
-        raise ConfigurationError(
-            "endpoint must be an address such as 'http://127.0.0.1:4318'"
-        )
-    if parts.username is not None or parts.query:
-        raise ConfigurationError(
-            "endpoint holds a user's name or a query; give secrets as headers"
-        )
-    path = parts.path.rstrip("/")
-    for signal in ("/v1/traces", "/v1/metrics"):
-        path = path.removesuffix(signal)
-    return f"{parts.scheme}://{parts.netloc}{path}"
 
 
 def _checked_scrape(scrape: bool | float) -> float | None:

@@ -8,7 +8,6 @@ from itertools import count
 from typing import Any
 
 from llamatelemetry._timeline_chart import Bar, Line, timeline_figure
-from llamatelemetry._units import GIB
 from llamatelemetry.telemetry._entries import COMPUTING, RequestEntry
 from llamatelemetry.telemetry._kept import Kept, Tick
 
@@ -30,8 +29,8 @@ def figure(kept: Kept) -> Any:
         if event.kind in _TOLD and event.time >= begin
     ]
     return timeline_figure(
-        memory=_lines(ticks, kept.cards, begin, "memory_used_bytes", GIB),
-        power=_lines(ticks, kept.cards, begin, "power_watts", 1),
+        memory=_lines(ticks, kept.cards, begin, "memory_used_bytes"),
+        power=_lines(ticks, kept.cards, begin, "power_watts"),
         lanes=[
             (name, [_bar(entry, begin) for entry in lane])
             for name, lane in lanes(entries)
@@ -41,14 +40,14 @@ def figure(kept: Kept) -> Any:
 
 
 def _lines(
-    ticks: Sequence[Tick], cards: Mapping[int, str], begin: float, name: str, unit: int
+    ticks: Sequence[Tick], cards: Mapping[int, str], begin: float, name: str
 ) -> list[Line]:
     """Return a line for each card that tells a value."""
     points: dict[int, list[tuple[float, float]]] = {}
     for now, samples in ticks:
         for sample in samples:
             value = getattr(sample, name)
-            told = float("nan") if value is None else value / unit
+            told = math.nan if value is None else float(value)
             points.setdefault(sample.index, []).append((now - begin, told))
     return [
         Line(f"GPU {index}  {cards.get(index, '')}".strip(), told)

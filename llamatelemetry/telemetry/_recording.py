@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Protocol
 
 from llamatelemetry._deadline import Deadline
 from llamatelemetry.api._record import RequestRecord
@@ -105,6 +105,11 @@ def _parts(target: Any, server: Any, monitor: Any) -> _Parts:
         raise ConfigurationError(
             f"record() takes a session, a client or a pool, not {target!r}; for a "
             "server: record(LlamaCppClient(server.get_url()), server=server)"
+        )
+    if getattr(target, "closed", False):
+        raise ConfigurationError(
+            "the session is closed, so there is nothing to record; what it recorded "
+            "itself stays in session.timeline"
         )
     client = None
     with contextlib.suppress(ServerNotRunningError):  # it was never ready
@@ -278,11 +283,26 @@ class Recorder:
             self._learn_cards()
 
 
+class Follower(Protocol):
+    """What has to know when a session has another client, server or monitor."""
+
+    def follow(
+        self,
+        client: LlamaCppClient | None,
+        server: Server | None,
+        monitor: GPUMonitor | None,
+    ) -> None:
+        """Record these from now on, and no others."""
+
+    def close(self) -> None:
+        """Record nothing from now on."""
+
+
 class Recorders:
-    """Those that record one session: its own, and those of ``record(session)``."""
+    """Those that record one session: its own recorder, and others that follow it."""
 
     def __init__(self) -> None:
-        self._all: tuple[Recorder, ...] = ()
+        self._all: tuple[Follower, ...] = ()
         self._own: Recorder | None = None
         self._lock = threading.RLock()
 
@@ -292,12 +312,12 @@ class Recorders:
         own = self._own
         return None if own is None else own.timeline
 
-    def add(self, recorder: Recorder) -> None:
+    def add(self, recorder: Follower) -> None:
         """Have one follow what the session has, too."""
         with self._lock:
             self._all = (*self._all, recorder)
 
-    def discard(self, recorder: Recorder) -> None:
+    def discard(self, recorder: Follower) -> None:
         """Leave one alone from now on."""
         with self._lock:
             self._all = tuple(one for one in self._all if one is not recorder)

@@ -98,12 +98,17 @@ class SlotFinder:
             self._prompt = None
 
     def found(self) -> dict[int, int]:
-        """Return the slots that are known now, by the requests' numbers, each once."""
+        """Return the slots that are known now, by the requests' numbers, each once.
+
+        Where two slots have told the same figures, neither is taken.
+        """
         slots = {}
         for number, measured in list(self._waiting.items()):
-            told = next((one for one in self._told if one[1].is_same(measured)), None)
-            if told is not None:
-                self._told.remove(told)
-                del self._waiting[number]
-                slots[number] = told[0]
+            told = [one for one in self._told if one[1].is_same(measured)]
+            if not told:
+                continue
+            del self._waiting[number]
+            if len({slot for slot, _ in told}) == 1:
+                self._told.remove(told[0])
+                slots[number] = told[0][0]
         return slots

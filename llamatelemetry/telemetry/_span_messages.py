@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 Part = dict[str, Any]
 
 _FINISH_REASONS = {"tool_calls": "tool_call"}
 """The conventions' word where it is not the server's."""
+
+
+def encodable(value: Any) -> Any:
+    """Return a value whose texts can be written: half of a character becomes "?".
+
+    Args:
+        value: A text, or a list of them; anything else stays as it is.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, list | tuple):
+        return [encodable(each) for each in value]
+    return value
 
 
 def input_messages(sent: Mapping[str, Any]) -> str | None:
@@ -19,7 +32,7 @@ def input_messages(sent: Mapping[str, Any]) -> str | None:
         sent: The request's body.
     """
     if "messages" in sent:
-        messages = [_message(message) for message in sent["messages"]]
+        messages = [_message(message) for message in _mappings(sent["messages"])]
     elif isinstance(sent.get("prompt"), str):
         messages = [{"role": "user", "parts": [_text(sent["prompt"])]}]
     else:
@@ -43,6 +56,12 @@ def output_messages(answer: str, finish_reason: str | None) -> str:
     return json.dumps([message], ensure_ascii=False)
 
 
+def _mappings(value: Any) -> list[Mapping[str, Any]]:
+    """Return the objects of a list; none of what a server would refuse anyway."""
+    items = value if isinstance(value, list | tuple) else ()
+    return [item for item in items if isinstance(item, Mapping)]
+
+
 def _text(content: Any) -> Part:
     return {"type": "text", "content": str(content)}
 
@@ -64,11 +83,10 @@ def _reasoning(message: Mapping[str, Any]) -> Iterator[Part]:
         yield {"type": "reasoning", "content": str(thought)}
 
 
-def _content(content: str | Sequence[Mapping[str, Any]] | None) -> Iterator[Part]:
+def _content(content: Any) -> Iterator[Part]:
     if isinstance(content, str):
         yield _text(content)
-    else:
-        yield from (_part(part) for part in content or ())
+    yield from (_part(part) for part in _mappings(content))
 
 
 def _part(part: Mapping[str, Any]) -> Part:
@@ -76,14 +94,14 @@ def _part(part: Mapping[str, Any]) -> Part:
     if kind == "text":
         return _text(part.get("text", ""))
     if kind == "image_url":
-        return _image(part["image_url"])
+        return _image(part.get("image_url"))
     # Of any other kind only that it was there: its data may be long.
     return {"type": kind}
 
 
-def _image(image: str | Mapping[str, Any]) -> Part:
+def _image(image: Any) -> Part:
     """Return an image's address; of one that was sent along, not its data."""
-    url = image if isinstance(image, str) else str(image.get("url", ""))
+    url = str(image.get("url", "") if isinstance(image, Mapping) else image)
     if url.startswith("data:"):
         mime_type = url[5:].partition(",")[0].partition(";")[0] or None
         blob = {"type": "blob", "modality": "image", "mime_type": mime_type}
@@ -92,8 +110,8 @@ def _image(image: str | Mapping[str, Any]) -> Part:
 
 
 def _tool_calls(message: Mapping[str, Any]) -> Iterator[Part]:
-    for call in message.get("tool_calls") or ():
-        function = call.get("function") or {}
+    for call in _mappings(message.get("tool_calls")):
+        (function,) = _mappings([call.get("function")]) or [{}]
         yield {
             "type": "tool_call",
             "id": call.get("id"),

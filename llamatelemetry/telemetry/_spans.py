@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,7 +13,11 @@ from llamatelemetry.api._record import RequestRecord
 from llamatelemetry.api.responses import Usage
 from llamatelemetry.telemetry import _conventions as names
 from llamatelemetry.telemetry._conventions import Instrument
-from llamatelemetry.telemetry._span_messages import input_messages, output_messages
+from llamatelemetry.telemetry._span_messages import (
+    encodable,
+    input_messages,
+    output_messages,
+)
 
 Attributes = dict[str, Any]
 Measurement = tuple[Instrument, float, Attributes]
@@ -76,8 +81,8 @@ def common_attributes(record: RequestRecord, base_url: str | None) -> Attributes
         "gen_ai.provider.name": names.PROVIDER,
     }
     requested = _asked(record).get("model") or record.model
-    if requested:
-        attributes["gen_ai.request.model"] = requested
+    if isinstance(requested, str):
+        attributes["gen_ai.request.model"] = encodable(requested)
     attributes |= server_attributes(record.server or base_url)
     return attributes
 
@@ -106,9 +111,9 @@ def span_of(
         start=_nanoseconds(record.start + offset),
         end=_nanoseconds(record.end + offset),
         attributes=common,
-        more=more | _error(record),
+        more={key: encodable(value) for key, value in more.items()} | _error(record),
         error=failed,
-        problem=str(record.error) if failed and text else None,
+        problem=encodable(str(record.error)) if failed and text else None,
     )
 
 
@@ -123,7 +128,7 @@ def measurements_of(
     """
     shared = common_attributes(record, base_url)
     if record.model:
-        shared["gen_ai.response.model"] = record.model
+        shared["gen_ai.response.model"] = encodable(record.model)
     yield names.OPERATION_DURATION, record.duration, shared | _error(record)
     for direction, tokens in _tokens(record).items():
         yield names.TOKEN_USAGE, tokens, shared | {"gen_ai.token.type": direction}
@@ -180,21 +185,31 @@ def _time_per_token(record: RequestRecord) -> float | None:
     return timings.predicted_ms / 1000 / after_first if after_first > 0 else None
 
 
+def _is_number(value: Any) -> bool:
+    """Whether it is one; a body may hold anything, which the server then refuses."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _request_attributes(
     record: RequestRecord, *, text: bool
 ) -> Iterator[tuple[str, Any]]:
     asked = _asked(record)
     for key, (name, kind) in _PARAMETERS.items():
         value = asked.get(key)
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if _is_number(value):
             yield name, kind(value)
-    if asked.get("n", 1) != 1:
-        yield "gen_ai.request.choice.count", int(asked["n"])
+    choices = asked.get("n", 1)
+    if choices != 1 and _is_number(choices):
+        yield "gen_ai.request.choice.count", int(choices)
     stop = asked.get("stop")
-    if stop and text:
-        yield "gen_ai.request.stop_sequences", [stop] if isinstance(stop, str) else stop
-    if asked.get("response_format"):
-        kind_of_answer = asked["response_format"].get("type")
+    stops = [stop] if isinstance(stop, str) else stop
+    if text and stops and isinstance(stops, list | tuple):
+        yield "gen_ai.request.stop_sequences", [str(each) for each in stops]
+    wanted = asked.get("response_format")
+    if wanted and isinstance(wanted, Mapping):
+        kind_of_answer = wanted.get("type")
         yield "gen_ai.output.type", "text" if kind_of_answer == "text" else "json"
     if record.kind == "embeddings":
         if asked.get("encoding_format"):

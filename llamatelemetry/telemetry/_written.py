@@ -137,20 +137,19 @@ def to_json_text(kept: Kept) -> str:
     return json.dumps(whole, allow_nan=False, ensure_ascii=False, default=str)
 
 
-def from_json_text(text: str) -> Kept:
+def from_json_text(text: str | bytes) -> Kept:
     """Return what :func:`to_json_text` has written.
+
+    Args:
+        text: That; or a file's bytes, whatever they are.
 
     Raises:
         ConfigurationError: It was not written by that.
     """
     try:
-        whole = json.loads(text)
-        if whole["format"] != _FORMAT or whole["version"] > _VERSION:
-            raise ConfigurationError(
-                f"this is version {whole['version']} of {whole['format']!r}, and "
-                f"version {_VERSION} of {_FORMAT!r} is what can be read"
-            )
-        return _read(whole)
+        return _read(json.loads(text))
+    except ConfigurationError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(
             f"this is no timeline that to_json() has written ({error!r})"
@@ -158,6 +157,11 @@ def from_json_text(text: str) -> Kept:
 
 
 def _read(whole: Mapping[str, Any]) -> Kept:
+    if whole["format"] != _FORMAT or whole["version"] > _VERSION:
+        raise ConfigurationError(
+            f"this is version {whole['version']} of {whole['format']!r}, and "
+            f"version {_VERSION} of {_FORMAT!r} is what can be read"
+        )
     requests = [_entry(row) for row in whole["requests"]]
     events = [ServerEvent(**row) for row in whole["events"]]
     kept = Kept(max(len(requests), len(events), len(whole["samples"]), 1))

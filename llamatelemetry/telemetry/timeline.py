@@ -132,7 +132,8 @@ class Timeline:
             request: One of ``requests``, or its ``id``.
 
         Raises:
-            ConfigurationError: There is no such request, or it was dropped.
+            ConfigurationError: There is no such request, it was dropped, or it is of
+                another timeline.
 
         Examples:
             >>> from llamatelemetry.telemetry import record
@@ -150,7 +151,13 @@ class Timeline:
                 f"the timeline has no request {number!r}; it has {len(requests)}"
                 + (f", from {requests[0].id}" if requests else "")
             )
-        return self._join().attribute(requests[place])
+        entry = requests[place]
+        if isinstance(request, RequestEntry) and request.start != entry.start:
+            raise ConfigurationError(
+                f"request {number} of this timeline is another one; ask the timeline "
+                "that it is of"
+            )
+        return self._join().attribute(entry)
 
     def describe(
         self, request: RequestEntry | RequestRecord, *, cost: bool = True
@@ -278,7 +285,7 @@ class Timeline:
         """
         if isinstance(source, str) and source.lstrip().startswith("{"):
             return cls(from_json_text(source))
-        return cls(from_json_text(Path(source).read_text(encoding="utf-8")))
+        return cls(from_json_text(Path(source).read_bytes()))
 
     def to_parquet(self, folder: FilePath) -> None:
         """Write a Parquet file for each kind of rows into a folder.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import pytest
@@ -202,3 +202,21 @@ def test_the_parts_add_up_to_what_was_drawn(seed: int) -> None:
             busy += cost(Ran(begin, end), series).joules or 0.0
     assert sum(parts) == pytest.approx(busy)
     assert min(parts) >= 0
+
+
+def test_the_others_are_gone_through_once() -> None:
+    """However many pieces they cut a long request into."""
+
+    class Counted(list[Ran]):
+        times = 0
+
+        def __iter__(self) -> Iterator[Ran]:
+            self.times += 1
+            return super().__iter__()
+
+    others = Counted(Ran(n / 10, n / 10 + 0.2) for n in range(1, 150))
+    series = {0: card(lambda _: 40.0)}
+    found = attribute(7, Ran(0, 20), series, {0: others}, tokens=None, longest_gap=5.0)
+    # Two others are there from 0.2 to 15.0, one for a tenth before and after it.
+    assert found.own_joules == pytest.approx(40 * (14.8 / 3 + 0.2 / 2 + 5))
+    assert others.times <= 2

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import math
+import os
 import re
 import socket
 import subprocess
@@ -13,6 +15,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from llamatelemetry import ServerConfig, ServerPool
+from llamatelemetry import ServerConfig, ServerPool, launch
 from llamatelemetry.api.client import LlamaCppClient, RequestRecord
 from llamatelemetry.api.responses import Timings
 from llamatelemetry.exceptions import (
@@ -61,6 +64,7 @@ TYPES = {
     "json": str,
 }
 SECRET = "hf_secret_of_the_stand_in"
+AT = {"endpoint": "http://127.0.0.1:4318"}
 
 
 class Receiver:
@@ -386,8 +390,9 @@ def test_messages_of_all_kinds_keep_their_schema(stand_in: StandIn, mine: Mine) 
         {"role": "tool", "tool_call_id": "c1", "content": "3"},
     ]
 
-    with mine.export(stand_in.client(finish="tool_calls"), text=True) as exporter:
-        exporter._client.chat_completion(messages)
+    client = stand_in.client(finish="tool_calls")
+    with mine.export(client, text=True):
+        client.chat_completion(messages)
 
     attributes = dict(mine.spans[0].attributes or {})
     asked = json.loads(str(attributes["gen_ai.input.messages"]))
@@ -468,11 +473,14 @@ def test_close_does_not_wait_for_ever(
     never.set()
 
 
-@pytest.mark.parametrize("answers", [False, None], ids=["nothing listens", "silence"])
+@pytest.mark.parametrize(("answers", "cause"), [(False, "refused"), (None, "timeout")])
 def test_endpoint_that_is_down_costs_one_line(
-    answers: bool | None, stand_in: StandIn, caplog: pytest.LogCaptureFixture
+    answers: bool | None,
+    cause: str,
+    stand_in: StandIn,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Requests are answered, nothing is raised, and the log has one line."""
+    """Requests are answered, nothing is raised, and one line of the log says why."""
     caplog.set_level(logging.DEBUG, "llamatelemetry")
     client = stand_in.client()
     listener = socket.create_server(("127.0.0.1", 0))  # takes connections, is silent
@@ -489,6 +497,32 @@ def test_endpoint_that_is_down_costs_one_line(
     warned = [one for one in caplog.records if one.levelno >= logging.WARNING]
     assert [one.name.partition(".")[0] for one in warned] == ["llamatelemetry"]
     assert endpoint in warned[0].getMessage()
+    assert cause in warned[0].getMessage()
+
+
+def test_refusing_endpoint_is_told_by_its_status(
+    stand_in: StandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever has the wrong key reads that, and not only that nothing arrives."""
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_error(401)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever).start()
+        client = stand_in.client()
+        url = f"http://127.0.0.1:{server.server_port}"
+        with OpenTelemetryExporter(client, endpoint=url, scrape=False):
+            client.chat_completion(MESSAGES)
+        server.shutdown()
+
+    assert [one.levelname for one in caplog.records] == ["WARNING"]
+    assert "401" in caplog.text
 
 
 def test_others_exporters_may_still_complain(caplog: pytest.LogCaptureFixture) -> None:
@@ -515,6 +549,85 @@ def test_exporter_that_raises_is_complained_about_once(
     assert quiet.export([]) is None
     assert quiet.export([]) is None
     assert len(caplog.records) == 1
+    assert "OSError: nobody there" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [((), "nobody says why"), (("code: 401\n", "again"), "code: 401\ufffd")],
+)
+def test_complaint_has_the_first_thing_that_was_said(
+    said: tuple[str, ...], shown: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of warnings and errors; on one line, and if there is any."""
+    logger = logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+
+    class Failing:
+        def export(self, _: object) -> SpanExportResult:
+            logger.info("no trouble")
+            for each in said:
+                logger.error("%s", each)
+            return SpanExportResult.FAILURE
+
+    caplog.set_level(logging.INFO)
+    QuietExporter(Failing(), Complaint("http://127.0.0.1:4318")).export([])
+
+    assert len(caplog.records) == 1
+    assert caplog.records[0].getMessage().endswith(f"said once: {shown}")
+
+
+def test_exporter_of_another_process_does_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nor one that was shut down: OpenTelemetry wakes both in a fork."""
+    kept = InMemorySpanExporter()
+    forked, ended = (QuietExporter(kept, Complaint("http://x")) for _ in range(2))
+    forked._process = -1
+    ended.shutdown()
+
+    assert forked.export([]) is None
+    assert ended.export([]) is None
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("closes", [True, False], ids=["closed", "running"])
+def test_fork_says_and_sends_nothing(
+    closes: bool, stand_in: StandIn, receiver: Receiver
+) -> None:
+    """What is exported before and after it comes once, from the program itself."""
+    program = f"""
+import os, urllib.request, warnings
+from llamatelemetry import LlamaCppClient
+from llamatelemetry.telemetry import OpenTelemetryExporter
+warnings.simplefilter("ignore")
+client = LlamaCppClient({stand_in.url()!r})
+exporter = OpenTelemetryExporter(client, endpoint={receiver.url!r}, scrape=False)
+exporter.start()
+client.chat_completion([{{"role": "user", "content": "Hello!"}}])
+if {closes}:
+    exporter.close()
+else:  # until the request is measured, too
+    os.environ["no_proxy"] = "*"
+    while b"fork {closes}" not in urllib.request.urlopen("{receiver.url}/seen").read():
+        pass
+child = os.fork()
+if child:
+    os.waitpid(child, 0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        check=True,
+        timeout=60,
+        capture_output=True,
+        text=True,
+        env=os.environ
+        | {"OTEL_SERVICE_NAME": f"fork {closes}", "OTEL_BSP_SCHEDULE_DELAY": "20"},
+    )
+
+    assert not done.stderr
+    assert [span["name"] for span in receiver.seen()["spans"]] == ["chat stand-in"]
+    paths = [one["path"] for one in receiver.seen()["requests"]]
+    assert sorted(paths) == ["/v1/metrics", "/v1/traces"]
 
 
 def test_headers_are_sent_and_never_shown(
@@ -534,6 +647,29 @@ def test_headers_are_sent_and_never_shown(
     assert all(one["headers"]["authorization"].endswith(SECRET) for one in came)
     assert all(one["headers"]["content-encoding"] == "gzip" for one in came)
     assert SECRET not in caplog.text
+
+
+def test_relaunched_session_is_followed(mine: Mine) -> None:
+    """Its next client's requests come too, once each, and its next server is read."""
+    session = launch("demo", engine="embedded", gpus=[], progress=False)
+    ports, read, clients = [], [], []
+    with session, mine.export(session, scrape=60) as exporter:
+        for context_size in (512, 256):
+            session.relaunch(context_size=context_size, progress=False)
+            ports.append(int(session.url.rpartition(":")[2]))
+            clients.append(session.client)
+            session.client.chat_completion(MESSAGES, 4)
+            (point,) = mine.points()["llamacpp.tokens_predicted"]
+            read.append(point.attributes["server.port"])
+        assert repr(session.client) in repr(exporter)
+        exporter.close()
+        session.relaunch(context_size=512, progress=False)
+        session.client.chat_completion(MESSAGES, 4)
+        clients.append(session.client)
+        assert not any(client._transport.listeners for client in clients)
+
+    told = [(span.attributes or {})["server.port"] for span in mine.spans]
+    assert told == read == ports
 
 
 def test_users_providers_live_on(stand_in: StandIn, mine: Mine) -> None:
@@ -558,6 +694,17 @@ def test_users_providers_live_on(stand_in: StandIn, mine: Mine) -> None:
     duration = mine.points()["gen_ai.client.operation.duration"]
     assert [point.count for point in duration] == [2]
     assert (trace.get_tracer_provider(), metrics.get_meter_provider()) == set_before
+
+
+def test_nothing_of_an_endpoint_is_left(stand_in: StandIn, receiver: Receiver) -> None:
+    """Our own providers are not remembered, and only our close() waits for the end."""
+    exporter = OpenTelemetryExporter(stand_in.client(), endpoint=receiver.url)
+    exporter.start().close()  # what is loaded for it may wait for the end, too
+    known, waiting = len(door._known), atexit._ncallbacks()
+
+    with exporter:
+        assert len(door._known) == known
+        assert atexit._ncallbacks() == waiting + 1
 
 
 def test_programs_own_providers_are_taken(
@@ -729,6 +876,71 @@ def test_records_of_any_fullness_become_spans() -> None:
     ]
 
 
+ODD: list[Any] = [
+    None, True, -5, 1.5, math.nan, math.inf, "x", "a\ud800", [], [None], ["x", 5],
+    [["x"]], {}, {"a": 1}, {5: None}, [{}], [{"role": 5, "content": {"s": "x"}}],
+    [{"content": [5, "x", {"type": "image_url"}, {"type": "text", "text": None}]}],
+    [{"content": [{"type": "image_url", "image_url": [5]}], "tool_calls": 5}],
+    [{"tool_calls": [5, {"function": "x"}, {}]}, {"role": "tool", "content": {5: 6}}],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["chat", "completion", "embeddings"])
+def test_odd_bodies_are_spans_and_measurements_too(kind: str) -> None:
+    """What a server would refuse loses neither; attributes are of their types."""
+    keys = ["messages", "prompt", "model", "n", "stop", "response_format", "seed"]
+    for key in [*keys, "top_k", "temperature", "max_tokens", "encoding_format"]:
+        for odd in ODD:
+            record = RequestRecord(
+                kind=kind, path="/", sent={key: odd}, answer="\ud8ff"
+            )
+            plan = span_of(record, None, 0.0, text=True)
+            told = plan.attributes | plan.more
+            for _, _, attributes in measurements_of(record, None):
+                told |= attributes
+            for value in [plan.name, *told.values()]:
+                assert isinstance(value, str | bool | int | float | list)
+                json.dumps(value, ensure_ascii=False).encode()
+                if isinstance(value, list):
+                    assert all(isinstance(each, str) for each in value)
+
+
+def test_odd_request_arrives(
+    stand_in: StandIn, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its span and its measurements come in, and nothing is said of it."""
+    client = stand_in.client()
+    with OpenTelemetryExporter(
+        client, endpoint=receiver.url, text=True, scrape=False
+    ) as exporter:
+        client.chat_completion(
+            [{"role": "user", "content": "a\ud800b"}],
+            extra_body={"response_format": "json", "stop": ["\udfff"]}
+            | {"seed": 2**70},  # more than OTLP has room for
+        )
+
+    (span,) = receiver.seen()["spans"]
+    assert "a?b" in span["attributes"]["gen_ai.input.messages"]
+    assert span["attributes"]["gen_ai.request.stop_sequences"] == ["?"]
+    assert receiver.metrics()["gen_ai.client.operation.duration"]["points"]
+    assert not exporter.running
+    assert not caplog.records
+
+
+def test_measurements_do_not_wait_for_a_span(stand_in: StandIn) -> None:
+    """A request whose span cannot be made is measured all the same."""
+
+    class Raising(SpanProcessor):
+        def on_start(self, *_: object, **__: object) -> None:
+            raise ValueError("no span of mine")
+
+    client, mine = stand_in.client(), Mine(Raising())
+    with mine.export(client):
+        client.chat_completion(MESSAGES)
+
+    assert mine.points()["gen_ai.client.operation.duration"][0].count == 1
+
+
 def test_failed_and_short_answers_have_no_time_per_token() -> None:
     """It is of answers that succeeded, and of the tokens after the first."""
     timings = Timings(predicted_n=5, predicted_ms=40.0)
@@ -758,6 +970,13 @@ def test_failed_and_short_answers_have_no_time_per_token() -> None:
         ({"endpoint": "http://me:word@127.0.0.1"}, "secrets as headers"),
         ({"endpoint": "http://127.0.0.1/?key=word"}, "secrets as headers"),
         ({"headers": {"a": "b"}}, "there is none"),
+        ({"headers": {"x-key": 5}} | AT, "the header 'x-key' must be a text"),
+        ({"headers": {"x-key": "word\r\nb: c"}} | AT, "'x-key' must be a text of one"),
+        ({"headers": {"x-key": "wörd"}} | AT, "'x-key' must be a text of one line"),
+        ({"headers": {"x-key": " word"}} | AT, "'x-key' must be a text of one line"),
+        ({"headers": {"x key": "word"}} | AT, "'x key' is no name"),
+        ({"headers": {5: "word"}} | AT, "5 is no name"),
+        ({"headers": ["x-key: word"]} | AT, "headers must be a dict"),
         ({"scrape": 0}, "scrape is 0"),
         ({"scrape": math.nan}, "scrape is nan"),
         ({"scrape": "often"}, "scrape is 'often'"),

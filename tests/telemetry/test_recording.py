@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import sys
 import threading
 import time
@@ -19,11 +20,14 @@ from client_tools import MESSAGES, StandIn
 from manager_tools import STAND_IN, wait_for
 from nvml_tools import MIB, StandInDriver, t4
 
-from llamatelemetry.api.client import LlamaCppClient
+from llamatelemetry import launch
+from llamatelemetry.api.client import LlamaCppClient, RequestRecord
 from llamatelemetry.exceptions import (
     ClientError,
     ConfigurationError,
     ConnectionFailedError,
+    ContextLengthError,
+    RequestTimeoutError,
     StreamError,
 )
 from llamatelemetry.gpu.monitor import GPUMonitor
@@ -154,7 +158,7 @@ def test_failures_are_recorded_by_type_and_message(stand_in: StandIn) -> None:
         refused.chat_completion(MESSAGES)
     (entry,) = timeline.requests
     assert entry.error == "NotSupportedError"
-    assert "does not support" in (entry.error_message or "")
+    assert entry.error_message == "HTTP 501, not_supported_error"
     assert (entry.time_to_first_token, entry.tokens_per_second) == (None, None)
     assert entry.first_token is None
 
@@ -172,6 +176,7 @@ def test_failures_are_recorded_by_type_and_message(stand_in: StandIn) -> None:
     with record(nobody) as timeline, pytest.raises(ConnectionFailedError):
         nobody.tokenize("x")
     assert timeline.requests[0].error == "ConnectionFailedError"
+    assert "is the server running" in (timeline.requests[0].error_message or "")
     assert timeline.requests[0].server == "http://127.0.0.1:9"
 
 
@@ -188,17 +193,54 @@ def test_failures_are_recorded_by_type_and_message(stand_in: StandIn) -> None:
             "of another shape: {'text': '…'",
         ),
         ("one\nline", "one line"),
+        ("broke (length b'a piece of the answer')", "broke (length '…')"),
     ],
 )
-def test_what_errors_quote_is_left_out(stand_in: StandIn, said: str, left: str) -> None:
+def test_what_errors_quote_is_left_out(said: str, left: str) -> None:
     """Long quotations may be pieces of an answer; apostrophes are none."""
-    records: list[Any] = []
-    with LlamaCppClient(stand_in.url(), on_request=records.append) as client:
-        client.chat_completion(MESSAGES)
-    failed = replace(records[0], error=ClientError(said))
+    failed = RequestRecord(
+        kind="chat", path="/v1/chat/completions", error=ConnectionFailedError(said)
+    )
     assert entry_of(0, failed, text=False).error_message == left
     whole = " ".join(said.split())
     assert entry_of(0, failed, text=True).error_message == whole
+
+
+def test_what_the_server_says_is_left_out(client: LlamaCppClient) -> None:
+    """It repeats what it was asked; its status and its name for the error do not."""
+    odd: list[dict[str, Any]] = [
+        {"messages": [{"content": SECRET}]},
+        {"messages": asked("x"), "extra_body": {"tool_choice": SECRET}},
+        {"messages": asked("x"), "extra_body": {"reasoning_format": SECRET}},
+    ]
+    with record(client) as timeline, record(client, text=True) as whole:
+        for options in odd:
+            with pytest.raises(ClientError):
+                client.chat_completion(max_tokens=1, **options)
+    said = [entry.error_message or "" for entry in timeline.requests]
+    assert all(re.fullmatch(r"HTTP [45]00, [a-z_]+", one) for one in said)
+    assert SECRET not in timeline.to_json()
+    assert any(SECRET in (entry.error_message or "") for entry in whole.requests)
+
+
+@pytest.mark.parametrize(
+    ("error", "left"),
+    [
+        (ClientError(SECRET), None),
+        (ClientError(SECRET, status=400), "HTTP 400"),
+        (ClientError(SECRET, status=400, type=SECRET), "HTTP 400"),
+        (StreamError(SECRET, status=SECRET, type="server_error"), "server_error"),  # type: ignore[arg-type] # as a strange server says
+        (ContextLengthError(SECRET, type="too_long"), "too_long"),
+        (ValueError(SECRET), None),
+        (RequestTimeoutError("after 5 s"), "after 5 s"),
+    ],
+)
+def test_only_our_own_words_are_kept(error: Exception, left: str | None) -> None:
+    """Of other errors their class, their status and the server's name for them."""
+    failed = RequestRecord(kind="chat", path="/v1/chat/completions", error=error)
+    entry = entry_of(0, failed, text=False)
+    assert (entry.error, entry.error_message) == (type(error).__name__, left)
+    assert entry_of(0, failed, text=True).error_message == str(error)
 
 
 def test_what_only_looks_is_left_out(stand_in: StandIn) -> None:
@@ -269,6 +311,21 @@ def test_what_cannot_be_recorded_is_refused_at_once(
     """Before the block begins."""
     with pytest.raises(ConfigurationError, match=words):
         record(**({"target": stand_in.client()} | options))
+
+
+def test_a_closed_session_is_refused(tiny_model: Path) -> None:
+    """There is nothing left to record of it."""
+    engine = find_engine([sys.executable, str(STAND_IN), "talking"])
+    with launch(tiny_model, engine=engine, progress=False) as session:
+        pass
+    with pytest.raises(ConfigurationError, match="the session is closed"):
+        record(session)
+
+
+def test_what_no_function_is_cannot_be_told_of_events() -> None:
+    """It is refused when it subscribes, not at each event."""
+    with pytest.raises(ConfigurationError, match="callback is None"):
+        ServerManager().subscribe(None)  # type: ignore[arg-type]
 
 
 def test_a_recorder_keeps_no_client_alive(stand_in: StandIn) -> None:

@@ -56,6 +56,19 @@ def test_two_slots_are_told_apart() -> None:
     assert finder.found() == {0: 0, 1: 1}
 
 
+def test_slots_that_told_the_same_are_not_guessed_at() -> None:
+    """Neither of two equal answers has one; the next answer has its own again."""
+    finder = SlotFinder()
+    finder.read([*NEW, *(line.replace("id  1", "id  0") for line in NEW)])
+    finder.expect(0, measured())
+    finder.expect(1, measured())
+    assert finder.found() == {}
+    assert not finder.waits
+    finder.read(line.replace("1.91", "2.44") for line in NEW)
+    finder.expect(2, measured(ms=2.4401))
+    assert finder.found() == {2: 1}
+
+
 def test_other_figures_are_no_answer_of_ours() -> None:
     """Another count, or times that differ by more than rounding, do not fit."""
     finder = SlotFinder()

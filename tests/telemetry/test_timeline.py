@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from llamatelemetry.gpu.monitor import GPUMonitor, GPUSample
 from llamatelemetry.telemetry import Timeline, record
 from llamatelemetry.telemetry._attribution import Attribution
 from llamatelemetry.telemetry._entries import RequestEntry
+from llamatelemetry.telemetry._joined import Joined
 from llamatelemetry.telemetry._kept import Kept
 from llamatelemetry.telemetry._words import summary
 from llamatelemetry.telemetry._written import COLUMNS, Kind
@@ -144,17 +146,19 @@ def test_a_sample_without_reasons_is_read_back(
     ],
 )
 def test_what_is_no_timeline_is_refused(text: str) -> None:
-    """With a sentence that says so."""
-    with pytest.raises(ConfigurationError, match=r"no timeline|can be read"):
+    """With a sentence that says so, once."""
+    with pytest.raises(ConfigurationError, match=r"no timeline|can be read") as error:
         Timeline.from_json(text)
+    assert "ConfigurationError" not in str(error.value)
 
 
 def test_a_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
     """Whatever stands in it; one that is not there is the system's error."""
     path = tmp_path / "x.json"
-    path.write_text("[]")
-    with pytest.raises(ConfigurationError, match="no timeline"):
-        Timeline.from_json(path)
+    for content in (b"[]", b"\xff\xfe\x00", b"\x89PNG\r\n", b""):
+        path.write_bytes(content)
+        with pytest.raises(ConfigurationError, match="no timeline"):
+            Timeline.from_json(path)
     with pytest.raises(FileNotFoundError):
         Timeline.from_json(tmp_path / "nothing.json")
 
@@ -190,6 +194,77 @@ def test_rows_of_many_are_quick_to_join(timeline: Timeline) -> None:
     busy = 1999 / 8 + 1
     assert math.fsum(row["own_joules"] for row in rows) == pytest.approx(9.5 * busy)
     assert math.fsum(row["joules"] for row in rows) == pytest.approx(9.5 * 2000)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_ran_meanwhile_is_found(seed: int) -> None:
+    """All of it, and nothing else, as when each is compared with each."""
+    chance = random.Random(seed)
+    kept = Kept(100)
+    requests = []
+    for number in range(60):
+        start = float(chance.randrange(40))
+        end = start + chance.choice([0.0, 1.0, 2.0, 30.0])
+        requests.append(RequestEntry(id=number, kind="chat", start=start, end=end))
+    kept.fill(requests, [], [])
+    joined = Joined(kept)
+    for one in requests:
+        found = {other.id for other in joined._meanwhile(one)}
+        assert found == {
+            other.id
+            for other in requests
+            if other is not one and other.start < one.end and other.end > one.start
+        }
+
+
+def test_one_long_request_does_not_make_all_look_at_all() -> None:
+    """Beside one that runs all the time, each looks at its neighbours still."""
+
+    class Counted(list[RequestEntry]):
+        times = 0
+
+        def __getitem__(self, place: Any) -> Any:
+            self.times += 1
+            return super().__getitem__(place)
+
+    kept = Kept(2000)
+    requests = [
+        RequestEntry(id=n, kind="chat", start=n / 8, end=n / 8 + 1) for n in range(2000)
+    ]
+    requests[0] = replace(requests[0], end=300.0)
+    kept.fill(requests, [], [])
+    joined = Joined(kept)
+    looks = joined._entries = Counted(joined._entries)
+    assert len(joined.attribute(requests[1000]).joules_by_card) == 0
+    assert looks.times < 30
+
+
+def test_a_request_of_another_timeline_is_refused(timeline: Timeline) -> None:
+    """Its number means another one here; what was read back is the same."""
+    again = Timeline.from_json(timeline.to_json())
+    assert again.attribute(timeline.requests[1]).request == 1
+    other = replace(timeline.requests[1], start=timeline.requests[0].start)
+    with pytest.raises(ConfigurationError, match="of this timeline is another one"):
+        timeline.attribute(other)
+
+
+def test_half_of_a_character_is_written_as_a_question_mark(
+    stand_in: StandIn, tmp_path: Path
+) -> None:
+    """JSON and Parquet files hold a text that no file can hold."""
+    client = stand_in.client()
+    with record(client, text=True) as timeline:
+        client.chat_completion(
+            [{"role": "user", "content": "a\ud800b"}],
+            extra_body={"model": "c\udfff"},
+        )
+    timeline.to_json(tmp_path / "x.json")
+    timeline.to_parquet(tmp_path)
+    (row,) = read_parquet(tmp_path / "requests.parquet")
+    assert "a?b" in str(row["prompt"])
+    assert row["prompt"] == timeline.to_dataframe().prompt[0]
+    assert Timeline.from_json(tmp_path / "x.json").requests == timeline.requests
+    assert timeline.requests[0].parameters["model"] == "c?"
 
 
 def test_servers_with_cards_of_their_own_share_nothing() -> None:

@@ -16,7 +16,10 @@ from llamatelemetry.telemetry._kept import Kept
 from llamatelemetry.telemetry._picture import lanes
 from llamatelemetry.telemetry.timeline import Timeline
 
-MEMORY = [Line(f"GPU {n}  Tesla T4", [(0.0, 1.0), (10.0, 5.0 + n)]) for n in range(2)]
+MEMORY = [
+    Line(f"GPU {n}  Tesla T4", [(0.0, 2.0**30), (10.0, (5.0 + n) * 2**30)])
+    for n in range(2)
+]
 POWER = [Line("GPU 0  Tesla T4", [(0.0, 10.0), (5.0, math.nan), (10.0, 70.0)])]
 LANES = [
     ("slot 0", [Bar(1, 4, 2), Bar(5, 6, None, "failed")]),
@@ -82,6 +85,48 @@ def test_cards_are_above_and_requests_below() -> None:
     assert requests.get_xlabel() == "seconds"
     assert all(axes.lines[-1].get_xdata() == [9.5, 9.5] for axes in figure.axes)
     assert figure_png(figure)[1:4] == b"PNG"
+
+
+def test_little_memory_is_counted_in_mib() -> None:
+    """Below one GiB: a small model's lines have readable figures."""
+    little = [Line("GPU 0", [(0.0, math.nan), (1.0, 3.0 * 2**20)])]
+    axes = timeline_figure(memory=little, power=[], lanes=[]).axes[0]
+    assert axes.get_ylabel() == "MiB"
+    assert axes.lines[0].get_ydata().tolist() == pytest.approx(
+        [math.nan, 3.0], nan_ok=True
+    )
+
+
+def test_names_of_marks_stay_within_their_plot() -> None:
+    """A long one is cut, one at the beginning does not cover the scale."""
+    long = "a mark with a name that has far more letters than there is room for"
+    marks = [(0.0, "begin"), (1.0, long), (10.0, "end")]
+    for memory in (MEMORY, []):
+        figure = timeline_figure(memory=memory, power=[], lanes=LANES, marks=marks)
+        figure.draw_without_rendering()
+        room = figure.axes[0].get_window_extent()
+        for name in figure.axes[0].texts:
+            box = name.get_window_extent()
+            assert room.x0 <= box.x0
+            assert box.x1 <= figure.bbox.x1
+            assert room.y0 <= box.y0 < box.y1 <= room.y1
+        assert not figure.axes[1].texts
+    assert figure.axes[0].texts[1].get_text().startswith("a mark with a name")
+    assert not figure.axes[0].axison
+
+
+def test_short_requests_have_no_line_over_them() -> None:
+    """Where first tokens would be all there is to see, the bars are seen."""
+    short = [Bar(n / 10, n / 10 + 0.05, n / 10 + 0.01) for n in range(1000)]
+    lanes_of = [("slot 0", [*short, Bar(101, 110, 103)])]
+    axes = timeline_figure(memory=[], power=[], lanes=lanes_of).axes[0]
+    drawn = [
+        segment[0][0]
+        for collection in axes.collections
+        if type(collection).__name__ == "LineCollection"
+        for segment in collection.get_segments()
+    ]
+    assert drawn == [103]
 
 
 def test_without_cards_there_are_requests_alone() -> None:

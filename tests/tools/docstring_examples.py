@@ -51,6 +51,10 @@ WITH_EXAMPLES_FOR_METHODS = (
     "Session",
     "MemoryPlan",
     "GGUFParser",
+    "BenchmarkResult",
+    "Comparison",
+    "Timeline",
+    "Results",
 )
 DEMO_MODEL = Path(__file__).parents[2] / PACKAGE / "data" / "demo-q8_0.gguf"
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
