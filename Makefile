@@ -21,7 +21,7 @@ KERNEL := ipykernel==6.17.1 ipython==7.34.0 traitlets==5.7.1 backcall decorator 
 
 PANEL_TESTS := $(addprefix tests/widgets/test_,panel.py outbox.py toolkit.py ticking.py \
                messages.py kernels.py vram_panel.py chat_panel.py server_panel.py \
-               dashboard.py)
+               dashboard.py) tests/batch/test_kernel.py
 
 # The browser of the panels' tests.
 BROWSER_PACKAGES := chromium fonts-dejavu-core fonts-liberation \

@@ -9,27 +9,27 @@ from pathlib import Path
 __all__ = ["write_whole"]
 
 
-def write_whole(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file so that a reader finds the old one or the new one, whole.
+def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a file so that a reader finds the old one or the new one, whole.
 
     What a link leads to is replaced, not the link; a device or a pipe is written to.
 
     Args:
         path: The file; its folder has to be there.
-        text: Written as UTF-8.
+        content: Bytes, or text that is written as UTF-8.
 
     Raises:
         OSError: It cannot be written; the old file is as it was.
     """
+    data = content.encode() if isinstance(content, str) else content
     target = Path(path).resolve()
     if target.exists() and not target.is_file():
-        with target.open("w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
+        target.write_bytes(data)
         return
     beside = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex[:8]}")
     try:
-        with beside.open("x", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with beside.open("xb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         if target.exists():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeAlias
@@ -27,6 +27,7 @@ __all__ = [
 
 _OFF_VARIABLES = ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
 _TRUE = {"1", "ON", "YES", "TRUE"}
+_MOST_CELLS, _FEWEST_CELLS = 10, 3  # of a bar beside words
 _lock = threading.Lock()
 
 
@@ -222,12 +223,16 @@ class CountBar:
         self._shown = shown and not turned_off()
         self._bar: Any = None  # made when there is something to show
 
-    def show(self, done: int, words: str, total: int | None = None) -> None:
+    def show(
+        self, done: int, words: str | Sequence[str], total: int | None = None
+    ) -> None:
         """Show how many are done, and what is said of it.
 
         Args:
             done: How many.
-            words: What stands beside the bar.
+            words: What stands beside the bar; if that is several, the longest one
+                first, then the first that fits into the line. The bar itself makes
+                room before words do.
             total: How many there are, if that is known by now.
         """
         if not self._shown:
@@ -238,9 +243,10 @@ class CountBar:
                 self._bar = _make_count_bar(self._total)
             if self._total != self._bar.total:
                 self._bar.reset(self._total)
-                self._bar.bar_format = _format_of(self._total)
+            several = [words] if isinstance(words, str) else words
+            self._bar.bar_format, told = _line(several, self._total, self._bar.ncols)
             self._bar.n = done
-            self._bar.set_description_str(words, refresh=False)
+            self._bar.set_description_str(told, refresh=False)
             self._bar.refresh()
 
     def close(self) -> None:
@@ -266,14 +272,25 @@ def _make_bar(name: str, total: int | None) -> Any:
     )
 
 
-def _format_of(total: int | None) -> str:
-    # What is said has the count and the rate in it: tqdm's own would be one too many.
-    return "{desc}" if total is None else "{percentage:3.0f}% |{bar:10}| {desc}"
+def _line(words: Sequence[str], total: int | None, columns: Any) -> tuple[str, str]:
+    """Return tqdm's format of a line, and the words that fit into it.
+
+    What is said has the count and the rate in it: tqdm's own would be one too many.
+    """
+    share = "" if total is None else "{percentage:3.0f}% "
+    if not isinstance(columns, int):  # a widget, which breaks lines, or a file
+        return share + ("" if total is None else "|{bar}| ") + "{desc}", words[0]
+    room = columns - (0 if total is None else len("100% "))
+    told = next((one for one in words if len(one) <= room), words[-1])
+    cells = min(_MOST_CELLS, room - len(told) - len("|| "))
+    if total is None or cells < _FEWEST_CELLS:
+        return share + "{desc}", told
+    return f"{share}|{{bar:{cells}}}| {{desc}}", told
 
 
 def _make_count_bar(total: int | None) -> Any:
     # With a delay, nothing is shown before there are words.
-    return _tqdm()(total=total, bar_format=_format_of(total), delay=1e-9, disable=False)
+    return _tqdm()(total=total, delay=1e-9, disable=False)
 
 
 def _tqdm() -> Any:

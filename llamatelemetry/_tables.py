@@ -9,12 +9,11 @@ import csv
 import io
 import json
 import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from llamatelemetry._files import write_whole
 from llamatelemetry.exceptions import ConfigurationError, SetupError
 
 __all__ = [
@@ -138,16 +137,9 @@ def write_parquet(
     held = list(rows)
     arrays = [_array(arrow, [row.get(name) for row in held]) for name in columns]
     table = arrow.Table.from_arrays(arrays, names=list(columns))
-    target = Path(path).resolve()
-    beside = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex[:8]}")
-    try:
-        with beside.open("xb") as file:
-            parquet.write_table(table, file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
+    content = io.BytesIO()
+    parquet.write_table(table, content)
+    write_whole(path, content.getvalue())
 
 
 def _array(arrow: ModuleType, values: list[Any]) -> Any:

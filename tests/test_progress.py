@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import re
+import subprocess
 import sys
+import termios
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from manager_tools import wait_for
@@ -22,6 +29,18 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bars are on, whatever this machine's settings are."""
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
         monkeypatch.delenv(name, raising=False)
+
+
+@contextmanager
+def pty_of(columns: int) -> Iterator[tuple[int, Callable[[], str]]]:
+    """Open a terminal of this width; yield it, and what returns what it has shown."""
+    ours, terminal = pty.openpty()
+    try:
+        termios.tcsetwinsize(terminal, (24, columns))
+        yield terminal, lambda: os.read(ours, 10_000).decode()
+    finally:
+        os.close(terminal)
+        os.close(ours)
 
 
 def test_a_bar_shows_name_bytes_and_total(capsys: pytest.CaptureFixture[str]) -> None:
@@ -269,6 +288,42 @@ def test_a_count_may_learn_its_total(capsys: pytest.CaptureFixture[str]) -> None
     bar.close()
 
     assert "60% |██████    | 6 of 10 rows" in capsys.readouterr().err
+
+
+WORDS = ["ten of a hundred rows, three a second", "ten of a hundred rows", "ten rows"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "cells", "words"),
+    [
+        (100, {10}, WORDS[0]),
+        (52, {6, 7}, WORDS[0]),
+        (46, {0}, WORDS[0]),
+        (40, {10}, WORDS[1]),
+        (30, {0}, WORDS[1]),
+        (18, {0}, WORDS[2]),
+        (9, {0}, "ten"),
+    ],
+)
+def test_words_fit_into_the_terminals_line(
+    columns: int, cells: set[int], words: str
+) -> None:
+    """The first that fit are shown in a real one, and the bar makes room for them.
+
+    Some versions of tqdm leave the last column free, and others do not.
+    """
+    code = (
+        "from llamatelemetry._progress import CountBar; "
+        f"CountBar(100).show(10, {WORDS!r})"
+    )
+    with pty_of(columns) as (terminal, shown):
+        subprocess.run([sys.executable, "-c", code], stderr=terminal, check=True)
+        line = shown().split("\r")[1].rstrip()
+
+    found = re.fullmatch(r" 10% (?:\|(.*)\| )?(.*)", line)
+    assert found is not None
+    assert len(found[1] or "") in cells
+    assert found[2] == words
 
 
 def test_no_bar_over_a_count_is_shown_that_is_not_wanted(

@@ -177,6 +177,16 @@ def test_a_link_to_a_parquet_file_stays_one(tmp_path: Path) -> None:
     assert parquet_shape(tmp_path / "rows.parquet")[1] == 3
 
 
+def test_a_parquet_file_keeps_its_rights(tmp_path: Path) -> None:
+    """As other files that are written whole: a new one is as readable as the old."""
+    path = tmp_path / "rows.parquet"
+    write_parquet(ROWS, COLUMNS, path)
+    path.chmod(0o604)
+    write_parquet(ROWS, COLUMNS, path)
+
+    assert path.stat().st_mode & 0o777 == 0o604
+
+
 def test_what_is_no_parquet_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     """Neither another file, nor half of one, nor one damaged in the middle."""
     path = tmp_path / "rows.parquet"

@@ -33,6 +33,8 @@ __all__ = [
 
 Hold = Callable[[Any], Any]
 
+_CUT = "it was cut off by max_tokens or the context's end: give it more room"
+
 Trouble = Literal["row", "busy", "lost", "passing"]
 """Whose trouble an error is: the row's own; the server has no room; the server is gone,
 or not there yet; or something that may go well the next time."""
@@ -55,9 +57,9 @@ class Asking:
         options = dict(self.sampling)
         if self.schema is not None:
             # Past the client, which would raise for what is no JSON: it is repaired.
-            body = dict(options.get("extra_body") or {})
-            body.setdefault("response_format", self.schema.response_format)
-            options["extra_body"] = body
+            more = options.get("extra_body") or {}
+            form = {"response_format": self.schema.response_format}
+            options["extra_body"] = {**more, **form}
         return options
 
 
@@ -112,6 +114,8 @@ def answer(
         return said.record(ask, text, asking.schema.parse(text))
     except SchemaMismatchError as mismatch:
         problem = mismatch.problem
+    if said.is_cut:  # the next answer would be as well
+        return said.misfit(ask, text, problem)
     said.repaired = True
     try:
         text = told(asking.schema.repair(ask.messages, text, problem))
@@ -120,8 +124,7 @@ def answer(
         pass
     except SchemaMismatchError as mismatch:
         problem = mismatch.problem
-    error = {"type": "SchemaError", "message": problem}
-    return said.record(ask, text, error=error)
+    return said.misfit(ask, text, problem)
 
 
 def _answered(
@@ -146,12 +149,17 @@ class _Said:
     counts: dict[str, int | None] = field(default_factory=dict)
     last: ChatCompletionResponse | None = None
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the last answer ended for want of room."""
+        return self.last is not None and self.last.choices[0].finish_reason == "length"
+
     def note(self, response: ChatCompletionResponse, stream: ChatStream) -> str:
         """Take in an answer, and return its text."""
-        record = stream._record  # noqa: SLF001 - what a listener of the client is told, which would have to be found by its thread
+        record = stream.record
         if not self.counts:
             self.first = record.time_to_first_token
-        self.server = getattr(record, "server", None) or self.server
+        self.server = record.server or self.server
         usage = response.usage
         for name in ("prompt_tokens", "cached_tokens", "completion_tokens"):
             count = getattr(usage, name)
@@ -159,6 +167,12 @@ class _Said:
             self.counts[name] = count if before is None else before + (count or 0)
         self.last = response
         return response.choices[0].message.content or ""
+
+    def misfit(self, ask: Ask, text: str, problem: str) -> dict[str, Any]:
+        """Return the line of an answer that is not what the schema asks for."""
+        message = f"{problem}; {_CUT}" if self.is_cut else problem
+        error = {"type": "SchemaError", "message": message}
+        return self.record(ask, text, error=error)
 
     def record(
         self,

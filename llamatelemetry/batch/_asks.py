@@ -91,6 +91,7 @@ class Asker:
         names: Sequence[str] = (),
     ) -> None:
         self._make = _maker(prompt, names)
+        self._names = names
         self._system = _system_messages(system, names)
         self._refuse_two_systems(prompt)
         options = _checked_sampling(sampling or {}, schema)
@@ -107,8 +108,12 @@ class Asker:
 
         Raises:
             RowError: Nothing can be asked for this one.
-            ConfigurationError: It is the first, and lacks what the prompt needs.
+            ConfigurationError: It is the first of rows whose columns were not known,
+                and lacks what the prompt needs, or the system's message has one.
         """
+        first = row.position == 0 and not self._names
+        if first and self._system and isinstance(row.value, Mapping):
+            _refuse_fields(self._system[0]["content"], list(map(str, row.value)))
         own = self._messages(row)
         if not any(map(_has_content, own)):
             raise RowError("the prompt is empty", "EmptyPromptError")
@@ -129,7 +134,7 @@ class Asker:
         try:
             return self._make(row.value)
         except MissingFieldError as error:
-            if row.position == 0:  # the columns were not known before
+            if row.position == 0 and not self._names:
                 raise ConfigurationError(str(error)) from error
             raise RowError(str(error), "TemplateError") from error
         except TemplateError as error:
@@ -174,10 +179,15 @@ def _from_function(made: Any) -> list[dict[str, Any]]:
 
 
 def _checked_message(message: Any) -> dict[str, Any]:
-    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+    content = message.get("content") if isinstance(message, Mapping) else None
+    if (
+        not isinstance(message, Mapping)
+        or not isinstance(message.get("role"), str)
+        or not isinstance(content, str | list | tuple | Mapping | None)
+    ):
         raise ConfigurationError(
-            'a message is a dict like {"role": "user", "content": "Hello!"}, not '
-            f"{message!r:.80}"
+            'a message is a dict like {"role": "user", "content": "Hello!"}, whose '
+            f"content is a text or a list of parts, not {message!r:.80}"
         )
     return dict(message)
 
@@ -232,13 +242,17 @@ def _system_messages(system: Any, names: Sequence[str]) -> list[dict[str, Any]]:
         return []
     if not isinstance(system, str):
         raise ConfigurationError(f"system takes text, not {type(system).__name__}")
+    _refuse_fields(system, names)
+    return [{"role": "system", "content": system}]
+
+
+def _refuse_fields(system: str, names: Sequence[str]) -> None:
     for name in names:
         if f"{{{name}}}" in system:
             raise ConfigurationError(
                 f"system has {{{name}}}, but is the same for all rows, so that the "
                 "server reads it once; put fields into prompt"
             )
-    return [{"role": "system", "content": system}]
 
 
 def _checked_sampling(
@@ -253,13 +267,33 @@ def _checked_sampling(
     more = {name: value for name, value in sampling.items() if name not in common}
     chat_body(30.0, [_user("")], {}, more)
     given = {name: value for name, value in sampling.items() if value is not None}
-    if "response_format" in given:
+    sent = {**given, **given.get("extra_body", {})}
+    if "response_format" in sent:
         raise ConfigurationError("the answer's form is given as schema=, not otherwise")
-    if given.get("n", 1) != 1:
+    if sent.get("n", 1) != 1:
         raise ConfigurationError("n has to be 1: each row has one answer")
-    if schema is not None and "grammar" in given:
+    if sent.get("logprobs") or sent.get("top_logprobs"):
+        raise ConfigurationError(
+            "logprobs are not kept by a batch; ask for them with chat_completion"
+        )
+    if schema is not None and ("grammar" in sent or "json_schema" in sent):
         raise ConfigurationError("grammar and schema exclude each other")
-    return {name: value for name, value in given.items() if name not in _NOT_ASKED}
+    return {
+        name: _whole(value)
+        for name, value in given.items()
+        if name not in _NOT_ASKED and name != "n"  # which is 1 without it too
+    }
+
+
+def _whole(value: Any) -> Any:
+    """Return an option with 1 for 1.0, which asks for the same."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {name: _whole(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_whole(one) for one in value]
+    return value
 
 
 def _begun_digest(options: Mapping[str, Any], schema: Schema | None) -> Any:

@@ -173,26 +173,36 @@ class BatchBar:
             self._bar.show(progress.done + progress.failed, words, progress.total)
 
 
-def describe(progress: BatchProgress, now: float) -> str:
-    """Return in words how far a batch is.
+def describe(progress: BatchProgress, now: float) -> list[str]:
+    """Return in words how far a batch is: all of it, then ever less.
+
+    What matters least goes first, for lines that are too short.
 
     Args:
         progress: How far it is.
         now: The time, as seconds since 1970.
     """
     of = "" if progress.total is None else f"/{progress.total:,}"
-    told = [f"{progress.done:,}{of} rows"]
+    told = {"rows": f"{progress.done:,}{of} rows"}
+    shorter = {"failed": "", "tokens": "", "rate": ""}
     if progress.failed:
-        told.append(f"{progress.failed:,} failed")
+        told["failed"] = f"{progress.failed:,} failed"
     if progress.rows_per_second:
-        told.append(_rate(progress.rows_per_second))
+        told["rate"] = _rate(progress.rows_per_second)
     if progress.tokens_per_second:
-        told.append(f"{_number(progress.tokens_per_second)} tokens/s")
+        told["tokens"] = f"{_number(progress.tokens_per_second)} tokens/s"
     if progress.words and not progress.ended:
-        told.append(progress.words)
+        told["end"] = progress.words
     elif progress.seconds_left and not progress.ended:
-        told.append(_finish(progress.seconds_left, now))
-    return " · ".join(told)
+        finish = _finish(progress.seconds_left, now)
+        told["end"] = f"{finish} (in {_wait(progress.seconds_left)})"
+        shorter = {"end": finish} | shorter
+    lines = [" · ".join(told.values())]
+    for name, less in shorter.items():
+        if name in told:
+            told[name] = less
+            lines.append(" · ".join(filter(None, told.values())))
+    return lines
 
 
 def _rate(rows: float) -> str:
@@ -206,14 +216,16 @@ def _number(value: float) -> str:
 
 
 def _finish(left: float, now: float) -> str:
-    """Return the time of day at which it will be done, and in how long that is."""
+    """Return at which time of day it will be done."""
     day = "%H:%M" if left < _DAY else "%a %d %b %H:%M"
-    then = time.strftime(day, time.localtime(now + left))
+    return time.strftime(f"done {day}", time.localtime(now + left))
+
+
+def _wait(left: float) -> str:
+    """Return in how long it will be done."""
     if left < _MINUTE:
-        wait = f"{left:.0f} s"
-    elif left < _HOUR:
-        wait = f"{left / _MINUTE:.0f} min"
-    else:
-        hours, minutes = divmod(round(left / _MINUTE), 60)
-        wait = f"{hours} h {minutes:02} min"
-    return f"done {then} (in {wait})"
+        return f"{left:.0f} s"
+    if left < _HOUR:
+        return f"{left / _MINUTE:.0f} min"
+    hours, minutes = divmod(round(left / _MINUTE), 60)
+    return f"{hours} h {minutes:02} min"

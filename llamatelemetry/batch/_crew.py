@@ -14,7 +14,7 @@ from llamatelemetry.api.client import LlamaCppClient
 from llamatelemetry.batch._answer import trouble_of
 from llamatelemetry.batch._pace import Concurrency
 from llamatelemetry.batch._post import Post
-from llamatelemetry.batch._supply import Supply, Task
+from llamatelemetry.batch._supply import Supply, Task, Waiting
 from llamatelemetry.batch._targets import Lane
 from llamatelemetry.exceptions import (
     AuthenticationError,
@@ -36,7 +36,9 @@ _MORE_LOSSES = 1
 is not the reason."""
 
 _REFUSALS = 20
-"""Items refused with the same words before any was answered: so will the others be."""
+"""Items refused with the same words before any was answered: so will the others be.
+What may pass is a refusal once it has not passed in all tries: an engine that cannot do
+what is asked, like looking at a picture, may say that as an error of its own."""
 
 
 @dataclass(slots=True)
@@ -99,6 +101,9 @@ class Crew(Generic[ItemT, ResultT]):
         record: Told each outcome once, one at a time.
         concurrency: Items at once over all servers; "auto" for what they tell.
         retries: How often what may pass is tried again.
+        counts: Whether a refusal of this item says something of the server; not where
+            others were answered before, or this one was refused before.
+        waiting: Where items wait for the workers; a plain queue without it.
         say: Told in words what is waited for; "" for nothing.
 
     Attributes:
@@ -114,12 +119,15 @@ class Crew(Generic[ItemT, ResultT]):
         *,
         concurrency: Concurrency = "auto",
         retries: int = 2,
+        counts: Callable[[ItemT], bool] = lambda _: True,
+        waiting: Waiting[ItemT] | None = None,
         say: Callable[[str], object] = lambda _: None,
     ) -> None:
         self.error: BaseException | None = None
         self.ending = threading.Event()  # called off
         self._work, self._record, self._retries = work, record, retries
-        self._supply: Supply[ItemT] = Supply(items)
+        self._counts = counts
+        self._supply = Supply(items, Waiting() if waiting is None else waiting)
         self._lock = threading.Lock()
         self._recording = threading.Lock()
         self._answered = False
@@ -150,8 +158,12 @@ class Crew(Generic[ItemT, ResultT]):
 
     @property
     def lost(self) -> list[BatchError]:
-        """Why servers were given up, of those that were."""
-        return [post.lost for post in self._left if post.lost is not None]
+        """Why servers were given up, or were not there while others worked."""
+        told = (
+            post.lost or (post.absence() if self._answered else None)
+            for post in self._posts
+        )
+        return [error for error in told if error is not None]
 
     def start(self) -> None:
         """Begin."""
@@ -214,8 +226,6 @@ class Crew(Generic[ItemT, ResultT]):
             while not self._is_over():
                 if not post.wait_until_ready():
                     continue
-                while (another := post.hire()) is not None:
-                    self._hire(post, another)
                 if not post.may_work(number):
                     post.rest(_LOOK_SECONDS)
                     continue
@@ -224,8 +234,12 @@ class Crew(Generic[ItemT, ResultT]):
                     continue
                 if post.is_doubted:  # it was lost while this one waited for work
                     self._supply.again(task)
-                else:
-                    self._try(post, task)
+                    continue
+                another = post.begin()
+                if another is not None:
+                    self._hire(post, another)
+                self._try(post, task)
+                post.end()
         except BatchError as error:
             self._give_up(post, error)
         except BaseException as error:  # noqa: BLE001 - raised again by who waits
@@ -266,7 +280,7 @@ class Crew(Generic[ItemT, ResultT]):
         """Note what an error says about the server; return whether to try again."""
         trouble = trouble_of(error)
         if trouble == "row":
-            self._refuse_all_alike(error)
+            self._refuse_all_alike(task, error)
             return False
         if trouble == "lost":
             if post.doubt(began, error):
@@ -275,17 +289,22 @@ class Crew(Generic[ItemT, ResultT]):
                 task.attempts -= 1
             return task.losses <= self._retries + _MORE_LOSSES
         post.refused(busy=trouble == "busy")
+        again = task.attempts - task.losses <= self._retries
         if trouble == "passing":
             post.doubt(began, None)
-        return task.attempts - task.losses <= self._retries
+            if not again:
+                self._refuse_all_alike(task, error)
+        return again
 
-    def _refuse_all_alike(self, error: LLCudaError) -> None:
-        """End the run where the server refuses whatever it is asked.
+    def _refuse_all_alike(self, task: Task[ItemT], error: LLCudaError) -> None:
+        """End the run where that many were refused with the same words, none answered.
 
-        Raises:
-            BatchError: It has refused so many with the same words, and answered none.
+        An item that was refused in an earlier run does not count: so a table whose
+        first rows are bad is come through, call by call.
         """
         if self._answered or isinstance(error, ContextLengthError):
+            return
+        if not self._counts(task.item):
             return
         words = error.message if isinstance(error, ClientError) else str(error)
         with self._lock:
@@ -295,7 +314,8 @@ class Crew(Generic[ItemT, ResultT]):
             self._fail(
                 BatchError(
                     f"each of the first {_REFUSALS} rows was refused with the same "
-                    f"words, and none was answered, so this was ended: {error}"
+                    f"words, and none was answered, so this was ended: {error} (if it "
+                    "is only these rows, call again: they are not counted twice)"
                 )
             )
 

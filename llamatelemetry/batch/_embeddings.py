@@ -6,7 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
@@ -19,16 +19,16 @@ from llamatelemetry.batch._answer import trouble_of
 from llamatelemetry.batch._bar import BatchBar, Shown
 from llamatelemetry.batch._budget import deadline_of
 from llamatelemetry.batch._crew import Crew, Job, Outcome
-from llamatelemetry.batch._foreman import Ended, oversee
+from llamatelemetry.batch._foreman import Ended, oversee, warn_of_lost
 from llamatelemetry.batch._kept import warn_if_lost
-from llamatelemetry.batch._map import _check as check_options
-from llamatelemetry.batch._pace import Concurrency
+from llamatelemetry.batch._pace import Concurrency, check_options
 from llamatelemetry.batch._places import Places
 from llamatelemetry.batch._rows import Rows, open_rows
+from llamatelemetry.batch._store import check_apart
 from llamatelemetry.batch._targets import open_lanes
 from llamatelemetry.batch._texts import Texts
 from llamatelemetry.batch._together import Togetherness
-from llamatelemetry.batch._vector_store import Piece, VectorStore
+from llamatelemetry.batch._vector_store import Piece, VectorStore, side_file, side_files
 from llamatelemetry.batch._vectors import open_vectors
 from llamatelemetry.exceptions import (
     AuthenticationError,
@@ -55,6 +55,13 @@ class EmbeddingFailure:
         id: What it is known by.
         type: The error's name.
         message: What it says.
+
+    Examples:
+        >>> from llamatelemetry.batch import map_embeddings
+        >>> vectors = map_embeddings([" "], to=url, out="no.npy", progress=False)
+        >>> (failure,) = vectors.failures()
+        >>> failure.position, failure.type, failure.message
+        (0, 'EmptyPromptError', 'the text is empty')
     """
 
     position: int
@@ -106,8 +113,13 @@ class Embeddings:
         They stay on the disk until they are looked at. A row without a vector is NaN.
 
         Raises:
-            BatchError: No row has a vector.
+            BatchError: No row has a vector, or the file is gone.
         """
+        if self.done and not self.path.exists():
+            raise BatchError(
+                f"{self.path} is gone: put it back, or call again, which asks for its "
+                "vectors again"
+            )
         if not self.path.exists() or not self.path.stat().st_size:
             raise BatchError(
                 f"no row has a vector yet, so {self.path} is empty; failures() says "
@@ -146,7 +158,8 @@ class Embeddings:
     def __repr__(self) -> str:
         told = [f"{self.done:,} of {len(self.ids):,} rows"]
         if self.done:
-            told.append(f"{self.array.shape[1]} dimensions")
+            with suppress(BatchError, OSError, ValueError):  # it is gone, or another
+                told.append(f"{self.array.shape[1]} dimensions")
         if self.failed:
             told.append(f"{self.failed:,} failed")
         if self.left:
@@ -201,7 +214,7 @@ def map_embeddings(
         AuthenticationError: The server wants another key.
         BatchError: The servers are gone; ``results`` has what there is so far.
         DiskSpaceError: There is no room for the file, in bytes.
-        KeyboardInterrupt: Ctrl-C; what ran was finished and kept.
+        KeyboardInterrupt: Ctrl-C; what ran was finished and kept, and it says how much.
 
     Examples:
         >>> from llamatelemetry import ServerConfig, ServerManager
@@ -220,6 +233,7 @@ def map_embeddings(
     deadline = deadline_of(budget)
     path = _checked_path(out)
     check_options(concurrency, retries, progress)
+    check_apart(rows, side_file(path), side_files(resume))
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigurationError(f"batch_size={batch_size!r} has to be 1 or more")
     table = open_rows(rows, id)
@@ -230,7 +244,7 @@ def map_embeddings(
             stack.callback(lane.close)
         warn_if_lost(path)
         vectors = stack.enter_context(VectorStore(path, resume, _count_of(table)))
-        vectors.refuse_other_rows(table, texts)
+        vectors.look_into(table, texts)
         bar = stack.enter_context(BatchBar(table.count, shown=progress))
         work = _Work(table, texts, vectors, bar, batch_size)
         crew = Crew(
@@ -240,6 +254,7 @@ def map_embeddings(
             work.record,
             concurrency=concurrency,
             retries=retries,
+            counts=work.counts,
             say=bar.say,
         )
         try:
@@ -250,10 +265,9 @@ def map_embeddings(
             vars(error)["results"] = work.embeddings(path, "failed")
             error.add_note(work.words(path))
             raise
+    warn_of_lost(crew.lost)
     if ended == "interrupted":
-        interrupted = KeyboardInterrupt()
-        interrupted.add_note(work.words(path))
-        raise interrupted
+        raise KeyboardInterrupt(work.words(path))
     return work.embeddings(path, ended)
 
 
@@ -271,6 +285,8 @@ def _grace(deadline: Deadline) -> float:
 
 
 def _checked_path(out: str | os.PathLike[str]) -> Path:
+    if not isinstance(out, str | os.PathLike):
+        raise ConfigurationError(f"out takes the path of a file, not {out!r}")
     path = Path(out).expanduser().absolute()
     if path.suffix != ".npy":
         raise ConfigurationError(
@@ -336,8 +352,15 @@ class _Work:
             if not _is_a_texts_fault(error):
                 raise
             if len(texts) == 1:
-                return [_Vector(error=error)]
-        return [_asked_alone(job.client, text) for text in texts]
+                return _unless_all_alike([_Vector(error=error)])
+        return _unless_all_alike([_asked_alone(job.client, text) for text in texts])
+
+    def counts(self, chunk: list[Piece]) -> bool:
+        """Whether nothing was answered in earlier runs, and none of these asked."""
+        find = self._vectors.store.find
+        return not self._vectors.kept and not any(
+            find(piece.id, piece.key) for piece in chunk
+        )
 
     def record(self, chunk: list[Piece], outcome: Outcome[list[_Vector]]) -> None:
         """Write what became of some texts.
@@ -409,6 +432,16 @@ def _vectors_in(response: EmbeddingResponse, count: int) -> list[_Vector]:
         )
     tokens = response.usage.prompt_tokens // count
     return [_Vector(item.embedding, response.model, tokens) for item in answered]
+
+
+def _unless_all_alike(vectors: list[_Vector]) -> list[_Vector]:
+    """Return vectors; raise where all were refused alike, which may be the server's."""
+    error = vectors[0].error
+    if error is None or trouble_of(error) != "row":
+        return vectors
+    if len({str(vector.error) for vector in vectors}) > 1:
+        return vectors
+    raise error
 
 
 def _asked_alone(client: LlamaCppClient, text: str) -> _Vector:

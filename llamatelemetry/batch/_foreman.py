@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 from llamatelemetry._deadline import Deadline
+from llamatelemetry.exceptions import BatchError, SetupWarning
 
-__all__ = ["Ended", "Run", "oversee"]
+__all__ = ["Ended", "Run", "oversee", "warn_of_lost"]
 
 Ended = Literal["done", "budget", "interrupted"]
 
@@ -102,3 +104,10 @@ def oversee(
         run.call_off()
     run.join(_JOIN_SECONDS)
     return "done" if ended == "budget" and run.complete else ended
+
+
+def warn_of_lost(lost: Sequence[BatchError]) -> None:
+    """Tell who called that servers were not there, and others did their work."""
+    for error in lost:
+        message = f"other servers did the work of one: {error}"
+        warnings.warn(message, SetupWarning, stacklevel=3)

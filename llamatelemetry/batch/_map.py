@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from os import PathLike
 from typing import Any, Literal, NoReturn
@@ -17,16 +18,16 @@ from llamatelemetry.batch._bar import BatchBar, Shown
 from llamatelemetry.batch._budget import deadline_of
 from llamatelemetry.batch._crew import Crew, Job, Outcome
 from llamatelemetry.batch._elsewhere import Elsewhere, ElsewhereRun
-from llamatelemetry.batch._foreman import Ended, oversee
+from llamatelemetry.batch._foreman import Ended, oversee, warn_of_lost
 from llamatelemetry.batch._kept import warn_if_lost
-from llamatelemetry.batch._order import side_by_side
-from llamatelemetry.batch._pace import Concurrency
+from llamatelemetry.batch._order import SideBySide
+from llamatelemetry.batch._pace import Concurrency, check_options
 from llamatelemetry.batch._rows import Rows, open_rows
 from llamatelemetry.batch._schema import Schema
-from llamatelemetry.batch._store import Store
+from llamatelemetry.batch._store import Store, check_apart
 from llamatelemetry.batch._targets import Lane, open_lanes
 from llamatelemetry.batch.results import Results, Tally
-from llamatelemetry.exceptions import ConfigurationError, LLCudaError, SetupWarning
+from llamatelemetry.exceptions import LLCudaError, SetupWarning
 
 __all__ = ["map_prompts"]
 
@@ -47,7 +48,7 @@ def map_prompts(
     concurrency: Concurrency = "auto",
     out: Path = "results.jsonl",
     resume: bool | Path | Sequence[Path] = True,
-    budget: float | str | None = None,
+    budget: float | str | timedelta | None = None,
     retries: int = 2,
     progress: Shown = True,
     **sampling: Any,
@@ -76,8 +77,9 @@ def map_prompts(
         out: The file of results, one line of JSON each.
         resume: Whether ``out`` may hold results already, which are kept. A path or
             several, of files or folders: their results are kept too, and only read.
-        budget: Seconds from now, or text like "8h30m", after which nothing new is
-            begun; "session" ends 15 minutes before Kaggle or Colab does. None: no end.
+        budget: Seconds from now, a timedelta, or text like "8h30m", after which nothing
+            new is begun; "session" ends 15 minutes before Kaggle or Colab does. None:
+            no end.
         retries: How often a row is asked again after what may pass: no connection, a
             timeout, an error of the server.
         progress: Whether there is a bar; or a function that is called with how far it
@@ -95,6 +97,7 @@ def map_prompts(
         DiskSpaceError: The disk is full. Like those above, it has what was answered by
             then in ``results``, and in the file.
         KeyboardInterrupt: After Ctrl-C, once what runs is answered; at once after two.
+            It says what is kept and what is left.
 
     Examples:
         >>> from llamatelemetry.batch import map_prompts
@@ -106,7 +109,8 @@ def map_prompts(
         (2, 'GGUF is a file format')
     """
     deadline = deadline_of(budget)
-    _check(concurrency, retries, progress)
+    check_options(concurrency, retries, progress)
+    check_apart(rows, out, resume)
     table = open_rows(rows, id)
     form = Schema.of(schema)
     asker = Asker(
@@ -137,30 +141,11 @@ def map_prompts(
     finally:
         for lane in lanes:
             lane.close()
-    _warn_of_lost(run)
+    warn_of_lost(run.lost)
     results = batch.results(ended, form)
     if ended == "interrupted":
-        raise _interrupted(results)
+        raise KeyboardInterrupt(_kept(results))
     return results
-
-
-def _check(concurrency: Any, retries: Any, progress: Any) -> None:
-    """Refuse what cannot work.
-
-    Raises:
-        ConfigurationError: It cannot.
-    """
-    number = isinstance(concurrency, int) and not isinstance(concurrency, bool)
-    if concurrency != "auto" and not (number and concurrency > 0):
-        raise ConfigurationError(
-            f'concurrency={concurrency!r} has to be 1 or more, or "auto"'
-        )
-    if not isinstance(retries, int) or isinstance(retries, bool) or retries < 0:
-        raise ConfigurationError(f"retries={retries!r} has to be 0 or more")
-    if not isinstance(progress, bool) and not callable(progress):
-        raise ConfigurationError(
-            f"progress={progress!r} has to be True, False or a function"
-        )
 
 
 def _make_run(
@@ -183,11 +168,13 @@ def _make_run(
         )
     return Crew(
         lanes,
-        side_by_side(batch.asks()),
+        batch.asks(),
         partial(_answered, asking),
         batch.take,
         concurrency=concurrency,
         retries=retries,
+        counts=batch.counts,
+        waiting=SideBySide(),
         say=batch.bar.say,
     )
 
@@ -236,6 +223,10 @@ class _Batch:
                 yield ask
         self.total = count
         self.bar.learn_total(count)
+
+    def counts(self, ask: Ask) -> bool:
+        """Whether nothing was answered in earlier runs, and this row not asked."""
+        return not self.store.kept and self.store.find(ask.row.id, ask.key) is None
 
     def take(self, ask: Ask, outcome: Outcome[dict[str, Any]]) -> None:
         """Record what became of a row."""
@@ -293,7 +284,13 @@ class _Batch:
         left = None if total is None else max(0, total - len(places))
         restore = None if form is None else form.restore
         return Results(
-            places, self.store.path, tally, ended=ended, left=left, restore=restore
+            places,
+            self.store.path,
+            tally,
+            ended=ended,
+            left=left,
+            restore=restore,
+            once=self.table.once,
         )
 
     def fail(self, error: BaseException, form: Schema | None) -> NoReturn:
@@ -306,19 +303,10 @@ class _Batch:
 
 
 def _kept(results: Results) -> str:
+    """Return in words what is kept, and how to go on; an iterator's rows are gone."""
     left = "" if results.left is None else f", {results.left:,} are left"
+    anew = ", with the rows given anew," if results.once else ""
     return (
         f"{results.done:,} rows are answered and kept in {results.path}{left}; the "
-        "same call goes on from there"
+        f"same call{anew} goes on from there"
     )
-
-
-def _interrupted(results: Results) -> KeyboardInterrupt:
-    error = KeyboardInterrupt()
-    error.add_note(_kept(results))
-    return error
-
-
-def _warn_of_lost(run: Crew[Any, Any] | ElsewhereRun) -> None:
-    for lost in run.lost:
-        warnings.warn(f"{lost}. The others did its work", SetupWarning, stacklevel=3)

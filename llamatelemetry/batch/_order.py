@@ -1,22 +1,23 @@
 """Asks with the same beginning side by side, so that a slot's prompt cache serves them.
 
-A stream in, a stream out, through a window: what waits in it is handed on whole before
-more is looked at, so no ask waits longer than one window lasts. Asks that share nothing
-keep their order; groups come in the order of their first member. So the order says
-nothing about the length of the answers, and what finishes first is a fair sample.
+What waits when a worker has nothing to do is put in order, and all of it is asked
+before anything that comes later, so none waits for long. Asks that share nothing keep
+their order; groups come in the order of their first member. So the order says nothing
+about the length of the answers, and what finishes first is a fair sample.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-__all__ = ["beginning", "side_by_side"]
+from llamatelemetry.batch._supply import Waiting
+
+__all__ = ["SideBySide", "beginning"]
 
 _WORTH_IT = 64  # characters, about 16 tokens: what has to be in common to be a group
 _MOST_LOOKED_AT = 16_384  # characters of one ask; what is alike so far is alike
-_MOST_CHARACTERS = 8_000_000  # in one window: pictures may be megabytes each
+_MOST_CHARACTERS = 8_000_000  # that wait: pictures may be megabytes each
 
 
 class _HasMessages(Protocol):
@@ -27,66 +28,41 @@ class _HasMessages(Protocol):
 Asked = TypeVar("Asked", bound=_HasMessages)
 
 
-def side_by_side(
-    asks: Iterable[Asked],
-    *,
-    window: int = 1000,
-    patience: float = 0.25,
-    clock: Callable[[], float] = time.monotonic,
-) -> Iterator[Asked]:
-    """Hand on asks, those with a common beginning together.
-
-    If the source fails, what waits in the window is handed on first.
+class SideBySide(Waiting[Asked]):
+    """Asks that wait, and are handed on those with a common beginning together.
 
     Args:
-        asks: Where they come from; read no further than one window ahead.
-        window: Asks among which is looked for common beginnings.
-        patience: Seconds to fill a window; a slow source holds nothing up for longer.
-        clock: Tells the time in seconds.
+        most: So many are read ahead, among which is looked for common beginnings.
     """
-    source = iter(asks)
-    last: Asked | None = None
-    while True:
-        waiting, failure = _fill(source, window, patience, clock)
-        for ask in _ordered(last, waiting):
-            last = ask
-            yield ask
-        if failure is not None:
-            raise failure
-        if not waiting:
-            return
 
+    def __init__(self, most: int = 1000) -> None:
+        super().__init__(most)
+        self._characters = 0
+        self._last: Asked | None = None
 
-def _fill(
-    source: Iterator[Asked],
-    window: int,
-    patience: float,
-    clock: Callable[[], float],
-) -> tuple[list[Asked], Exception | None]:
-    """Return the next asks; none at the end; and the source's failure."""
-    until = clock() + patience
-    waiting: list[Asked] = []
-    characters = 0
-    try:
-        for ask in source:
-            waiting.append(ask)
-            characters += sum(len(text) for text in _texts(ask.messages))
-            if (
-                len(waiting) >= window
-                or characters >= _MOST_CHARACTERS
-                or clock() >= until
-            ):
-                break
-    except Exception as error:  # noqa: BLE001 -- raised again, after what came before it
-        return waiting, error
-    return waiting, None
+    @property
+    def is_full(self) -> bool:
+        """Whether they are long enough to be as much as may wait."""
+        return self._characters >= _MOST_CHARACTERS
+
+    def add(self, item: Asked) -> None:
+        """Have one wait."""
+        super().add(item)
+        self._characters += sum(len(text) for text in _texts(item.messages))
+
+    def take(self) -> list[Asked]:
+        """Return all, those first that begin like the last one of before."""
+        self._characters = 0
+        taken = _ordered(self._last, super().take())
+        self._last = taken[-1] if taken else self._last
+        return taken
 
 
 def _ordered(last: Asked | None, waiting: list[Asked]) -> list[Asked]:
     """Return asks with common beginnings together, first those like the last one."""
     if len(waiting) < 2:  # noqa: PLR2004 -- one is in order
         return waiting
-    # The last ask of the window before stands for what the caches hold.
+    # The last ask of those before stands for what the caches hold.
     everyone = waiting if last is None else [last, *waiting]
     texts = [beginning(ask.messages) for ask in everyone]
     order = _grouped(texts)

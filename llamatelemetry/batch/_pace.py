@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-__all__ = ["Concurrency", "Pace"]
+from llamatelemetry.exceptions import ConfigurationError
+
+__all__ = ["Concurrency", "Pace", "check_options"]
 
 Concurrency = int | Literal["auto"]
 
@@ -21,6 +23,30 @@ _WORTH = 1.10
 
 _REST = 1.0
 """Seconds in which refusals count as one: all that ran have met the same full queue."""
+
+
+def check_options(concurrency: Any, retries: Any, progress: Any) -> None:
+    """Refuse values of a call that cannot work.
+
+    Args:
+        concurrency: Requests at once over all servers.
+        retries: How often a row is asked again.
+        progress: Whether there is a bar, or a function instead.
+
+    Raises:
+        ConfigurationError: It cannot.
+    """
+    number = isinstance(concurrency, int) and not isinstance(concurrency, bool)
+    if concurrency != "auto" and not (number and concurrency > 0):
+        raise ConfigurationError(
+            f'concurrency={concurrency!r} has to be 1 or more, or "auto"'
+        )
+    if not isinstance(retries, int) or isinstance(retries, bool) or retries < 0:
+        raise ConfigurationError(f"retries={retries!r} has to be 0 or more")
+    if not isinstance(progress, bool) and not callable(progress):
+        raise ConfigurationError(
+            f"progress={progress!r} has to be True, False or a function"
+        )
 
 
 class Pace:

@@ -57,7 +57,8 @@ class Post:
         self._looking = threading.Lock()  # held by the one that looks after the server
         self._pace = Pace(None, concurrency=1)  # until it has told its slots
         self._known = False
-        self._hired = 1
+        self._hired, self._busy = 1, 0
+        self._silent = False
         self._doubted = True
         self._doubted_at = self._ready_since = float("-inf")
         self._losses = 0
@@ -66,13 +67,23 @@ class Post:
 
     # ── how many ─────────────────────────────────────────────────────────────────
 
-    def hire(self) -> int | None:
-        """Return the number of a worker that is wanted too; None where all are here."""
+    def begin(self) -> int | None:
+        """Note that a worker has work; return the number of another that is wanted.
+
+        None where one is there already for what comes next, or all are: a few rows at
+        once need few threads, however many there may be.
+        """
         with self._news:
-            if self._hired >= self._pace.limit:
+            self._busy += 1
+            if self._busy < self._hired or self._hired >= self._pace.limit:
                 return None
             self._hired += 1
             return self._hired - 1
+
+    def end(self) -> None:
+        """Note that a worker has done its work."""
+        with self._news:
+            self._busy -= 1
 
     def may_work(self, number: int) -> bool:
         """Whether this worker is one of those that may work now."""
@@ -110,6 +121,14 @@ class Post:
                 self._busy_pause = min(2 * self._busy_pause, _LONGEST_PAUSE)
 
     # ── whether it is there ──────────────────────────────────────────────────────
+
+    def absence(self) -> BatchError | None:
+        """Return in words that it gave no sign when it was looked at last, if so."""
+        if not (self._doubted and self._silent):
+            return None
+        if self._known:
+            return BatchError(f"{self.lane.name} gave no sign at the end")
+        return BatchError(f"{self.lane.name} did not answer; is it the right address?")
 
     @property
     def is_doubted(self) -> bool:
@@ -169,6 +188,7 @@ class Post:
         while not self._is_over():
             sign = self.lane.look()
             now = time.monotonic()
+            self._silent = sign == "silent"
             if sign == "ready" and self._learn():
                 self._be_ready(said=pause > _FIRST_PAUSE)
                 return True

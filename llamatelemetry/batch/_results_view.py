@@ -18,9 +18,9 @@ _MOST_FAILURES = 3
 
 _ENDS = {
     "done": "all rows were come to",
-    "budget": "its budget was over; the same call goes on from here",
-    "interrupted": "it was interrupted; the same call goes on from here",
-    "failed": "an error ended it; the same call goes on from here",
+    "budget": "its budget was over",
+    "interrupted": "it was interrupted",
+    "failed": "an error ended it",
 }
 
 
@@ -52,9 +52,16 @@ def html(results: Results) -> str:
     )
 
 
+def _end(results: Results) -> str:
+    if results.ended == "done":
+        return _ENDS["done"]
+    anew = ", with the rows given anew," if results.once else ""
+    return f"{_ENDS[results.ended]}; the same call{anew} goes on from here"
+
+
 def _rows(results: Results) -> list[tuple[str, str]]:
     rows = [
-        ("ended", _ENDS[results.ended]),
+        ("ended", _end(results)),
         ("file", printable(str(results.path), _LONGEST)),
         ("took", f"{results.seconds:,.1f} s"),
     ]

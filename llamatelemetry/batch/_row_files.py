@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from llamatelemetry._tables import parquet_shape, read_parquet
 from llamatelemetry.exceptions import ConfigurationError
 
-__all__ = ["columns_of", "values_in"]
+__all__ = ["columns_of", "delimiter_hint", "values_in"]
+
+_OTHER_DELIMITERS = ";\t|"
 
 _FORMS = ".csv, .tsv, .jsonl, .ndjson, .json (a list) or .parquet"
 
@@ -40,8 +42,23 @@ def columns_of(path: Path) -> tuple[str, ...]:
         return parquet_shape(path)[0]
     if path.suffix.lower() in _DELIMITERS:
         with _errors_named(path), _opened(path) as file:
-            return tuple(next(_csv_reader(path, file), ()))
+            return tuple(next(_csv_records(path, file), (0, []))[1])
     return ()
+
+
+def delimiter_hint(names: Sequence[str]) -> str:
+    """Return what to do where one column seems to hold several; "" where it does not.
+
+    Args:
+        names: The columns of a table.
+    """
+    mark = next((mark for mark in _OTHER_DELIMITERS if mark in "".join(names)), "")
+    if len(names) != 1 or not mark:
+        return ""
+    return (
+        f"If {mark!r} is what separates the columns, read the file with "
+        f"pandas.read_csv(..., sep={mark!r})"
+    )
 
 
 def _reading(path: Path, read: Callable[[Path], Iterator[Any]]) -> Iterator[Any]:
@@ -58,11 +75,6 @@ def _errors_named(path: Path) -> Iterator[None]:
             f"rows={str(path)!r} is no UTF-8 ({error.reason} at byte {error.start}); "
             "save it as UTF-8, or read it with pandas.read_csv(..., encoding=...)"
         ) from error
-    except csv.Error as error:
-        raise ConfigurationError(
-            f"rows={str(path)!r} cannot be read as CSV ({error}); for longer fields "
-            "call csv.field_size_limit(10**9) before"
-        ) from error
     except OSError as error:
         raise ConfigurationError(
             f"rows={str(path)!r} cannot be read ({error.strerror or error})"
@@ -76,23 +88,39 @@ def _opened(path: Path) -> Any:
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
-def _csv_reader(path: Path, file: Any) -> Any:
-    return csv.reader(file, delimiter=_DELIMITERS[path.suffix.lower()])
+def _csv_records(path: Path, file: Any) -> Iterator[tuple[int, list[str]]]:
+    """Yield the records of a CSV file, the first of them names, and where each ends."""
+    delimiter = _DELIMITERS[path.suffix.lower()]
+    # Strict: without it a quotation mark that is never closed swallows the other rows.
+    reader = csv.reader(file, delimiter=delimiter, strict=True)
+    while True:
+        begins = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise ConfigurationError(
+                f"rows={str(path)!r}: the row that begins in line {begins} cannot be "
+                f"read as CSV ({error}); is a quotation mark missing? For fields that "
+                "are long call csv.field_size_limit(10**9) before"
+            ) from error
+        yield reader.line_num, fields
 
 
 def _csv_rows(path: Path) -> Iterator[dict[str, str | None]]:
     with _opened(path) as file:
-        reader = _csv_reader(path, file)
-        names: list[str] = next(reader, [])
+        records = _csv_records(path, file)
+        names = next(records, (0, []))[1]
         twice = [name for place, name in enumerate(names) if name in names[:place]]
         if twice:
             raise ConfigurationError(
                 f"rows={str(path)!r} has the column {twice[0]!r} twice"
             )
-        for fields in reader:
+        for line, fields in records:
             if len(fields) > len(names):
                 raise ConfigurationError(
-                    f"rows={str(path)!r}: line {reader.line_num} has {len(fields)} "
+                    f"rows={str(path)!r}: line {line} has {len(fields)} "
                     f"fields, but there are {len(names)} columns; is a comma or a "
                     "quotation mark missing?"
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -12,15 +13,20 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NoReturn
 
-from llamatelemetry.batch._row_files import columns_of, values_in
-from llamatelemetry.exceptions import ConfigurationError
+from llamatelemetry.batch._row_files import (
+    columns_of,
+    delimiter_hint,
+    values_in,
+)
+from llamatelemetry.exceptions import ConfigurationError, SetupWarning
 
-__all__ = ["Row", "Rows", "open_rows"]
+__all__ = ["Row", "Rows", "label_of", "open_rows"]
 
 _KINDS = (
     "rows takes a DataFrame, a list, an iterator, or the path of a .csv, .jsonl or "
     ".parquet file"
 )
+_NO_ROW = "rows holds no row; there is nothing to ask"
 _MISSING = frozenset(("NAType", "NaTType"))  # pandas' own words for "no value"
 
 Identify = str | Callable[[Any], str | int] | None
@@ -50,12 +56,14 @@ class _Source:
         labels: The ids that a table has itself; None: it has none.
         names: The columns, as far as the source itself tells them.
         once: Whether it can be read once only.
+        flaw: Why its index cannot name rows, if it has one that cannot.
     """
 
     values: Callable[[], Iterator[Any]]
     labels: Callable[[], Iterator[Any]] | None = None
     names: tuple[str, ...] = ()
     once: bool = False
+    flaw: str = ""
 
 
 class Rows:
@@ -80,7 +88,8 @@ class Rows:
         """Yield the rows.
 
         Raises:
-            ConfigurationError: A row of an iterator has no id, or another one's.
+            ConfigurationError: A row of an iterator has no id, or another one's; or
+                there is no row.
         """
         if not self.once:
             return self._rows()
@@ -91,19 +100,22 @@ class Rows:
         ids = labels() if labels is not None and self._identify is None else None
         for position, value in enumerate(self._source.values()):
             if ids is not None:
-                yield Row(position, _as_id(next(ids), position), value)
+                yield Row(position, _as_id(next(ids), position, _FROM_INDEX), value)
             else:
                 yield Row(position, self._id_of(value, position), value)
 
     def _checked_rows(self) -> Iterator[Row]:
         """Yield an iterator's rows, whose ids are checked as they come."""
         seen: dict[bytes, int] = {}
+        row = None
         for row in self._rows():
             if self._identify is not None:
                 before = seen.setdefault(_digest(row.id), row.position)
                 if before != row.position:
                     _refuse_twice(row.id, before, row.position)
             yield row
+        if row is None:  # as a list without rows is refused
+            raise ConfigurationError(f"{_NO_ROW}; an iterator can be read only once")
 
     def _look_through(self) -> None:
         """Count the rows, collect their columns and find ids that occur twice."""
@@ -123,7 +135,7 @@ class Rows:
                 _refuse_twice(row.id, first, row.position)
             seen.add(digest)
         if not count:
-            raise ConfigurationError("rows holds no row; there is nothing to ask")
+            raise ConfigurationError(_NO_ROW)
         self.count = count
         self.names = tuple(names)
 
@@ -157,10 +169,22 @@ def open_rows(rows: Any, id: Identify = None) -> Rows:  # noqa: A002 -- what use
 
     Raises:
         ConfigurationError: They cannot be read, or two of them have one id.
+
+    Warns:
+        SetupWarning: A DataFrame's index was passed over.
     """
     if id is not None and not isinstance(id, str) and not callable(id):
         raise ConfigurationError(f"id takes a column or a function, not {id!r}")
-    return Rows(_source(rows), id)
+    source = _source(rows)
+    if id is None and source.flaw:
+        warnings.warn(
+            f"the DataFrame's index {source.flaw}, so rows are named by their place, "
+            "and the results would join with other rows: call "
+            "rows.reset_index(drop=True) before, or name a column with id=",
+            SetupWarning,
+            stacklevel=3,
+        )
+    return Rows(source, id)
 
 
 def _source(rows: Any) -> _Source:
@@ -188,7 +212,7 @@ def _frame(frame: Any) -> _Source | None:
     if hasattr(frame, "itertuples") and hasattr(frame, "columns"):
         return _columns(frame)
     if hasattr(frame, "iloc") and hasattr(frame, "index"):
-        return _Source(lambda: map(plain, frame), _labels(frame.index))
+        return _indexed(lambda: map(plain, frame), frame.index)
     if hasattr(frame, "iter_rows") and hasattr(frame, "columns"):  # polars
         names = tuple(map(str, frame.columns))
         return _Source(lambda: _plain_values(frame.iter_rows(named=True)), names=names)
@@ -205,20 +229,28 @@ def _columns(frame: Any) -> _Source:
         for fields in frame.itertuples(index=False, name=None):
             yield dict(zip(names, map(plain, fields), strict=True))
 
-    return _Source(values, _labels(frame.index), names)
+    return _indexed(values, frame.index, names)
 
 
-def _labels(index: Any) -> Callable[[], Iterator[Any]] | None:
-    """Return a DataFrame's index as ids, if it can name rows."""
-    if not index.is_unique or (index.nlevels == 1 and index.hasnans):
-        return None
-    return lambda: map(_label, index)
+def _indexed(
+    values: Callable[[], Iterator[Any]], index: Any, names: tuple[str, ...] = ()
+) -> _Source:
+    """Return rows that their index names, if it can."""
+    if not index.is_unique:
+        return _Source(values, names=names, flaw="has values twice")
+    if index.nlevels == 1 and index.hasnans:
+        return _Source(values, names=names, flaw="has missing values")
+    return _Source(values, lambda: map(label_of, index), names)
 
 
-def _label(value: Any) -> Any:
-    """Return an entry of an index; what is no number is named as it is shown."""
+def label_of(value: Any) -> str | int:
+    """Return an index's entry as an id: what is no whole number is its text."""
     value = plain(value)
-    return value if isinstance(value, int | float) else str(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    return str(value)
 
 
 def _plain_values(values: Iterable[Any]) -> Iterator[Any]:
@@ -242,14 +274,18 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _as_id(value: Any, position: int) -> str | int:
+_FROM_INDEX = " from the DataFrame's index"
+
+
+def _as_id(value: Any, position: int, whence: str = "") -> str | int:
     value = plain(value)
     if isinstance(value, float) and value.is_integer():  # a column that had gaps
         return int(value)
     if isinstance(value, int | str) and not isinstance(value, bool) and value != "":
         return value
     raise ConfigurationError(
-        f"row {position} has the id {value!r}; an id is text or a whole number"
+        f"row {position} has the id {value!r}{whence}; an id is text that is not "
+        "empty, or a whole number"
     )
 
 
@@ -259,11 +295,14 @@ def _digest(id: str | int) -> bytes:  # noqa: A002 -- what users call it
 
 def _refuse_twice(id: str | int, first: int, second: int) -> NoReturn:  # noqa: A002 -- what users call it
     raise ConfigurationError(
-        f"the rows {first} and {second} (from 0) both have the id {id!r}; name a "
-        "column without equal values, or leave id to take the position"
+        f"the rows {first} and {second} (from 0) both have the id {id!r}; give "
+        "id= a column without equal values, or leave it to name rows by their place "
+        "(those of a DataFrame after reset_index(drop=True))"
     )
 
 
 def _no_column(name: str, names: tuple[str, ...]) -> str:
     listed = ", ".join(map(repr, names[:20])) or "none"
-    return f"id={name!r}: there is no such column; there are: {listed}"
+    told = f"id={name!r}: there is no such column; there are: {listed}"
+    hint = delimiter_hint(names)
+    return f"{told}. {hint}" if hint else told

@@ -18,6 +18,14 @@ __all__ = ["Schema", "SchemaMismatchError"]
 _MOST_PROBLEMS = 3
 _LONGEST_PROBLEM = 600
 
+_DATA = frozenset(("const", "default", "enum", "examples"))
+"""Words of a schema below which are values."""
+
+_NAMED = frozenset(
+    ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
+)
+"""Words of a schema below which are names, and schemas below those."""
+
 
 class SchemaMismatchError(Exception):
     """An answer that is not what the schema asks for.
@@ -63,6 +71,10 @@ class Schema:
             return None
         response_format = _response_format(schema)
         return cls(response_format, schema if isinstance(schema, type) else None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What checks values cannot be pickled: it is made anew.
+        return type(self).of, (self._model or self.response_format,)
 
     def parse(self, text: str | None) -> Any:
         """Return what an answer holds, as plain values that JSON can hold.
@@ -192,8 +204,11 @@ def _references(schema: Any) -> Iterator[str]:
         reference = schema.get("$ref")
         if isinstance(reference, str):
             yield reference
-        for value in schema.values():
-            yield from _references(value)
+        for word, value in schema.items():
+            if word in _NAMED and isinstance(value, Mapping):
+                yield from _references(list(value.values()))
+            elif word not in _DATA:
+                yield from _references(value)
     elif isinstance(schema, list | tuple):
         for value in schema:
             yield from _references(value)

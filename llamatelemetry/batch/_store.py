@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from llamatelemetry._units import format_file_size
 from llamatelemetry.batch._lines import encode_line
-from llamatelemetry.batch._places import Index, Places
+from llamatelemetry.batch._places import Found, Index, Places
 from llamatelemetry.batch._results_file import (
     EarlierResults,
     open_results,
@@ -33,7 +33,7 @@ from llamatelemetry.exceptions import (
 )
 from llamatelemetry.setup._disk import free_bytes
 
-__all__ = ["Store"]
+__all__ = ["Store", "check_apart"]
 
 _SYNC_SECONDS = 1.0
 
@@ -46,7 +46,6 @@ class Store:
         places: Where the results of this call's rows lie, those of earlier included.
         found: Answers found in all files when it was opened.
         kept: Rows of this call that were answered before, as far as they were claimed.
-        failed_before: Those that were recorded with an error before.
     """
 
     def __init__(self, path: Path, descriptor: int, index: Index) -> None:
@@ -54,7 +53,6 @@ class Store:
         self.places = Places()
         self.found = index.found
         self.kept = 0
-        self.failed_before = 0
         self._models: set[str] = set()
         self._index = index
         self._descriptor: int | None = descriptor
@@ -109,11 +107,10 @@ class Store:
         """The models that gave the answers of the rows that are kept."""
         return frozenset(self._models)
 
-    def is_done(self, id: str | int, key: str) -> bool:  # noqa: A002 -- what users call it
-        """Whether a row was asked this, and answered."""
+    def find(self, id: str | int, key: str) -> Found | None:  # noqa: A002 -- what users call it
+        """Return where the result lies of what a row was asked; None without one."""
         with self._lock:
-            found = self._index.get(id, key)
-        return found is not None and not found.failed
+            return self._index.get(id, key)
 
     def claim(self, position: int, id: str | int, key: str) -> bool:  # noqa: A002 -- what users call it
         """Take a row's earlier answer as this call's.
@@ -128,10 +125,7 @@ class Store:
         """
         with self._lock:
             found = self._index.get(id, key)
-            if found is None:
-                return False
-            if found.failed:
-                self.failed_before += 1
+            if found is None or found.failed:
                 return False
             self.places.put(position, id, found.path, found.offset, failed=False)
             self.kept += 1
@@ -254,6 +248,45 @@ class Store:
         expected = () if exception is None else (BatchError, DiskSpaceError)
         with contextlib.suppress(*expected):
             self.close()
+
+
+def check_apart(
+    rows: Any,
+    out: str | os.PathLike[str],
+    resume: bool | str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = True,
+) -> None:
+    """Refuse rows that lie in a file of results, whatever name leads there.
+
+    Args:
+        rows: A call's rows; only a path is looked at.
+        out: The file that is written to.
+        resume: Whether there may be results, or where they are.
+
+    Raises:
+        ConfigurationError: They do.
+    """
+    written, earlier = _absolute(out, "out"), _earlier(resume)
+    if not isinstance(rows, str | os.PathLike):
+        return
+    table = Path(rows).expanduser()
+    if _are_one(table, written):
+        raise ConfigurationError(
+            f"rows={str(table)!r} is also the file that results are written to "
+            f"({written}); name another one with out"
+        )
+    for place in earlier:
+        if _are_one(table, place):
+            raise ConfigurationError(
+                f"rows={str(table)!r} is also given as earlier results "
+                f"(resume={str(place)!r}); name the file that a batch has written there"
+            )
+
+
+def _are_one(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):  # one is missing, or cannot be looked at
+        return False
 
 
 def _absolute(path: Any, name: str) -> Path:

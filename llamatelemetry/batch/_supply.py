@@ -35,23 +35,55 @@ class Task(Generic[ItemT]):
     held: list[Any] = field(default_factory=list)
 
 
+class Waiting(Generic[ItemT]):
+    """Items that were read, and that nobody works on yet, in the order they came.
+
+    Args:
+        most: So many are read ahead.
+    """
+
+    def __init__(self, most: int = 64) -> None:
+        self.most = most
+        self._items: list[ItemT] = []
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more should be read, be they as few as they are."""
+        return False
+
+    def add(self, item: ItemT) -> None:
+        """Have one wait."""
+        self._items.append(item)
+
+    def take(self) -> list[ItemT]:
+        """Return all, in the order in which to work on them; none waits then."""
+        taken, self._items = self._items, []
+        return taken
+
+
 class Supply(Generic[ItemT]):
     """Hands out items to any number of threads, those that are tried again first.
 
+    What waits is handed on as soon as somebody has nothing else to do, so a source that
+    pauses holds up nothing that it gave before.
+
     Args:
         items: Where they come from; walked in a thread of its own.
-        ahead: How many are kept ready.
+        waiting: Where they wait.
 
     Attributes:
         over: Set once nothing is left to hand out and nothing runs.
         error: What the items ended with, or None.
     """
 
-    def __init__(self, items: Iterable[ItemT], ahead: int = 64) -> None:
+    def __init__(self, items: Iterable[ItemT], waiting: Waiting[ItemT]) -> None:
         self.over = threading.Event()
         self.error: BaseException | None = None
         self._items = items
-        self._ahead = ahead
+        self._waiting = waiting
         self._lock = threading.Lock()
         self._news = threading.Condition(self._lock)  # for those that take
         self._room = threading.Condition(self._lock)  # for the one that feeds
@@ -85,9 +117,10 @@ class Supply(Generic[ItemT]):
     def close(self) -> None:
         """Hand out nothing more; what runs comes to its end."""
         with self._lock:
-            self._dropped |= bool(self._ready or self._suspects) or not self._ended
+            self._dropped |= self._has_more() or not self._ended
             self._closed = True
             self._ready.clear()
+            self._waiting.take()
             self._suspects.clear()
             self._room.notify_all()
             self._settle()
@@ -111,9 +144,12 @@ class Supply(Generic[ItemT]):
             if self._suspects:
                 task, self._alone = self._suspects.popleft(), True
             else:
+                if not self._ready:
+                    self._ready.extend(map(Task, self._waiting.take()))
                 task = self._ready.popleft()
             self._running.add(task)
-            if len(self._ready) <= self._ahead // 2:  # not for each one: it costs
+            # Not for each one: it costs.
+            if len(self._ready) + len(self._waiting) <= self._waiting.most * 3 // 4:
                 self._room.notify()
             return task
 
@@ -141,7 +177,10 @@ class Supply(Generic[ItemT]):
             return False
         if self._suspects:
             return not self._running
-        return bool(self._ready)
+        return self._has_more()
+
+    def _has_more(self) -> bool:
+        return bool(self._ready or self._suspects or len(self._waiting))
 
     def _leave(self, task: Task[ItemT]) -> None:
         self._running.discard(task)
@@ -151,8 +190,8 @@ class Supply(Generic[ItemT]):
 
     def _settle(self) -> None:
         """Note the end, once there is nothing left. The caller holds the lock."""
-        waiting = self._ready or self._suspects or not (self._ended or self._closed)
-        if not waiting and not self._running:
+        expected = self._has_more() or not (self._ended or self._closed)
+        if not expected and not self._running:
             self.over.set()
             self._news.notify_all()
 
@@ -160,7 +199,7 @@ class Supply(Generic[ItemT]):
         try:
             with contextlib.closing(_generator(self._items)) as items:
                 for item in items:
-                    if not self._put(Task(item)):
+                    if not self._put(item):
                         return
         except BaseException as error:  # noqa: BLE001 - raised again by who waits
             self.error = error
@@ -169,17 +208,21 @@ class Supply(Generic[ItemT]):
                 self._ended = True
                 self._settle()
 
-    def _put(self, task: Task[ItemT]) -> bool:
-        """Add a task once there is room; return whether more is wanted."""
+    def _put(self, item: ItemT) -> bool:
+        """Add an item once there is room; return whether more is wanted."""
         with self._lock:
-            while len(self._ready) >= self._ahead and not self._closed:
+            while self._is_full() and not self._closed:
                 self._room.wait()
             if self._closed:
                 self._dropped = True
                 return False
-            self._ready.append(task)
+            self._waiting.add(item)
             self._news.notify()
             return True
+
+    def _is_full(self) -> bool:
+        ahead = len(self._ready) + len(self._waiting)
+        return ahead >= self._waiting.most or self._waiting.is_full
 
 
 def _generator(items: Iterable[ItemT]) -> Any:

@@ -6,11 +6,15 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from llamatelemetry.batch._row_files import delimiter_hint
 from llamatelemetry.exceptions import ConfigurationError
 
 __all__ = ["MissingFieldError", "Template", "TemplateError"]
 
 _DOUBLED = "Braces that are no field are doubled: {{ and }}"
+_OWN_MARKS = (".", ":", "[", "!")
+"""What means something of its own in a field, and may be in a column's name."""
+
 _WHOLE_ROW = "row"
 
 
@@ -23,7 +27,18 @@ class MissingFieldError(TemplateError):
 
 
 class _Filler(string.Formatter):
-    """``str.format`` with None as nothing, as an empty cell of a CSV is."""
+    """``str.format`` with None as nothing, as an empty cell of a CSV is.
+
+    {} is the row, and a number is a column's name, as of a table without a header.
+    """
+
+    def get_value(self, key: Any, args: Any, kwargs: Any) -> Any:  # noqa: ARG002 -- so it is called
+        return kwargs[str(key)]
+
+    def parse(self, format_string: Any) -> Any:
+        for literal, field, specification, conversion in super().parse(format_string):
+            named = _WHOLE_ROW if field == "" else field
+            yield literal, named, specification, conversion
 
     def format_field(self, value: Any, format_spec: str) -> Any:
         return "" if value is None else super().format_field(value, format_spec)
@@ -51,12 +66,18 @@ class Template:
             raise ConfigurationError(
                 f"the prompt cannot be read as a template ({error}). {_DOUBLED}"
             ) from error
+        if found.count("") > 1:
+            raise ConfigurationError(
+                "the prompt has the field {} more than once; {row} stands for the "
+                f"whole row, and {{row[0]}} for the first value in it. {_DOUBLED}"
+            )
         for field in found:
-            name = _checked_name(field)
+            name = _checked_name(field or _WHOLE_ROW)
             if names and name not in names:
                 raise ConfigurationError(
                     f"the prompt has the field {{{field}}}, but the rows have no "
-                    f"column {name!r}; they have {_listed(names)}. {_DOUBLED}"
+                    f"column {name!r}; they have {_listed(names)}. "
+                    f"{_advice(name, names)}"
                 )
             yield name
 
@@ -69,7 +90,9 @@ class Template:
         """
         if self._constant is not None:
             return self._constant
-        values = value if isinstance(value, Mapping) else {_WHOLE_ROW: value}
+        values = {_WHOLE_ROW: value}
+        if isinstance(value, Mapping):
+            values = {str(name): one for name, one in value.items()}
         missing = sorted(self.fields - values.keys())
         if missing:
             raise MissingFieldError(_lacking(missing[0], value))
@@ -79,14 +102,14 @@ class Template:
                 "has no other field"
             )
         try:
-            return _FILLER.vformat(self._text, (values.get(_WHOLE_ROW),), values)
+            return _FILLER.vformat(self._text, (), values)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise TemplateError(f"the prompt cannot be filled: {error}") from error
 
 
 def _fields(text: str) -> Iterator[str]:
     """Yield the fields of a text, those inside of others' format included."""
-    for _, field, specification, _ in _FILLER.parse(text):
+    for _, field, specification, _ in string.Formatter().parse(text):
         if field is not None:
             yield field
             yield from _fields(specification or "")
@@ -105,11 +128,9 @@ def _checked_name(field: str) -> str:
             f"may; use a function for the prompt. {_DOUBLED}"
         )
     if not name:
-        if field:
-            raise ConfigurationError(
-                f"the prompt's field {{{field}}} names no column. {_DOUBLED}"
-            )
-        return _WHOLE_ROW
+        raise ConfigurationError(
+            f"the prompt's field {{{field}}} names no column. {_DOUBLED}"
+        )
     return name
 
 
@@ -119,8 +140,24 @@ def _lacking(field: str, value: Any) -> str:
             f"the prompt has the field {{{field}}}, but the rows are plain values of "
             f"the kind {type(value).__name__}, which {{row}} stands for. {_DOUBLED}"
         )
-    columns = _listed(list(map(str, value)))
-    return f"the prompt has the field {{{field}}}; the row has {columns}. {_DOUBLED}"
+    names = list(map(str, value))
+    return (
+        f"the prompt has the field {{{field}}}; the row has {_listed(names)}. "
+        f"{_advice(field, names)}"
+    )
+
+
+def _advice(field: str, names: Sequence[str]) -> str:
+    """Return what may help where there is no column that a field names."""
+    if any(
+        name.startswith(field) and name[len(field) :][:1] in _OWN_MARKS
+        for name in names
+    ):
+        return (
+            "A column with . : [ or ! in its name cannot be a field: rename it, or use "
+            "a function for the prompt"
+        )
+    return delimiter_hint(names) or _DOUBLED
 
 
 def _is_empty(value: Any) -> bool:

@@ -7,6 +7,7 @@ from hashlib import blake2b
 from typing import Any, TypeAlias
 
 from llamatelemetry.batch._asks import RowError
+from llamatelemetry.batch._row_files import delimiter_hint
 from llamatelemetry.batch._rows import Row
 from llamatelemetry.batch._templates import MissingFieldError, Template, TemplateError
 from llamatelemetry.exceptions import ConfigurationError
@@ -57,7 +58,7 @@ class Texts:
         try:
             text = self._take(row.value)
         except MissingFieldError as error:
-            if row.position == 0:
+            if row.position == 0 and not self._names:  # they were not known before
                 raise ConfigurationError(str(error)) from error
             raise RowError(str(error), "TemplateError") from error
         except TemplateError as error:
@@ -85,5 +86,6 @@ def _column(text: str, names: Sequence[str]) -> Callable[[Any], Any] | None:
         if "{" in text:
             return None
         known = f"they have {', '.join(names)}" if names else "they have none"
-        raise ConfigurationError(f"the rows have no column {text!r}; {known}")
+        hint = f". {delimiter_hint(names)}" if delimiter_hint(names) else ""
+        raise ConfigurationError(f"the rows have no column {text!r}; {known}{hint}")
     return lambda value: value.get(text)

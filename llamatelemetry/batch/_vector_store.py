@@ -7,6 +7,7 @@ process was killed, nor which of the two files reached the disk.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from llamatelemetry.batch._asks import RowError
-from llamatelemetry.batch._places import Place
+from llamatelemetry.batch._places import Found, Place
 from llamatelemetry.batch._rows import Rows
 from llamatelemetry.batch._store import Store
 from llamatelemetry.batch._texts import Texts, text_key
@@ -25,7 +26,7 @@ from llamatelemetry.batch._vectors import VectorFile, digest_of, open_vectors
 from llamatelemetry.exceptions import ConfigurationError
 from llamatelemetry.setup._disk import disk_errors, require_space
 
-__all__ = ["Piece", "Resume", "VectorStore", "side_file"]
+__all__ = ["Piece", "Resume", "VectorStore", "side_file", "side_files"]
 
 _SYNC_SECONDS = 1.0
 _ARRAY, _SIDE = ".npy", ".jsonl"
@@ -55,6 +56,21 @@ def side_file(out: Path) -> Path:
     return out.with_suffix(_SIDE)
 
 
+def side_files(resume: Any) -> Any:
+    """Return the side files of what is gone on with; folders stay as they are."""
+    if isinstance(resume, bool):
+        return resume
+    several = isinstance(resume, Sequence) and not isinstance(resume, str | bytes)
+    return [_beside(one) for one in (resume if several else [resume])]
+
+
+def _beside(one: Any) -> Any:
+    if not isinstance(one, str | os.PathLike) or not os.fspath(one):
+        return one  # for the store to say that it is no path
+    path = Path(one)
+    return side_file(path) if path.suffix == _ARRAY else path
+
+
 class VectorStore:
     """A file of vectors and its side file.
 
@@ -73,7 +89,7 @@ class VectorStore:
     def __init__(self, out: Path, resume: Resume, count: int) -> None:
         self.kept = self.done = self.failed = 0
         self._out = out
-        self._model: str | None = None
+        self._model = ""  # not known yet, or not told
         self._synced = time.monotonic()
         self._lock = threading.Lock()
         self._had = out.exists() and out.stat().st_size > 0
@@ -81,7 +97,9 @@ class VectorStore:
             _check_there(out, resume)
         self._open: dict[Path, Any] = {}  # arrays of earlier runs
         with ExitStack() as stack:
-            self.store = stack.enter_context(Store.open(side_file(out), _sides(resume)))
+            self.store = stack.enter_context(
+                Store.open(side_file(out), side_files(resume))
+            )
             with disk_errors(out.parent, out.name, lambda: 0):
                 self._file = stack.enter_context(VectorFile(out, count))
             self._stack = stack.pop_all()
@@ -99,25 +117,34 @@ class VectorStore:
 
     # ── what is to be asked ──────────────────────────────────────────────────────
 
-    def refuse_other_rows(self, rows: Rows, texts: Texts) -> None:
-        """Raise if the file's vectors are of other rows: they would be lost.
+    def look_into(self, rows: Rows, texts: Texts) -> None:
+        """Learn whose vectors there are, before any is written beside them.
 
         Raises:
-            ConfigurationError: None of its rows is among these.
+            ConfigurationError: None of the file's rows is among these: its vectors
+                would be lost.
         """
-        if self._had and self.store.found and not any(self._known(rows, texts)):
+        if not self.store.found:
+            return
+        known = next(self._known(rows, texts), None)
+        if known is not None:
+            self._model = known.model
+        elif self._had:
             raise ConfigurationError(
                 f"out={str(self._out)!r} has vectors of other rows or texts, in whose "
                 "place these would be written; name another file"
             )
 
-    def _known(self, rows: Rows, texts: Texts) -> Iterator[bool]:
+    def _known(self, rows: Rows, texts: Texts) -> Iterator[Found]:
+        """Yield where the vectors of rows are that have one already."""
         for row in rows:
             try:
                 key = text_key(texts.of(row))
             except RowError:
                 continue
-            yield self.store.is_done(row.id, key)
+            found = self.store.find(row.id, key)
+            if found is not None and not found.failed:
+                yield found
 
     def to_ask(
         self,
@@ -160,7 +187,11 @@ class VectorStore:
         digest, there = record.get("vector"), record["position"]
         if place.path == self.store.path:
             here = self._file.take(there)
-            return there == piece.position and digest_of(here) == digest
+            if there != piece.position or digest_of(here) != digest:
+                return False
+            with self._lock:
+                self._check(record.get("model") or "", self._file.dimensions)
+            return True
         vector = self._earlier(place, there)
         if vector is None or digest_of(vector.tobytes()) != digest:
             return False
@@ -202,22 +233,24 @@ class VectorStore:
         name = _model_name(model)
         with self._lock:
             self._check(name, len(vector))
+            if self._file.dimensions is None:
+                self._begin(len(vector))
         digest = self._file.put(piece.position, vector)
         told = {"error": None, "model": name, "vector": digest, "time": time.time()}
         self.store.add(_named(piece) | told)
 
-    def _check(self, model: str, dimensions: int) -> None:
-        before = self._model or next(iter(self.store.models - {model}), model)
+    def _check(self, model: str, dimensions: int | None) -> None:
+        """Refuse a vector of another model than those before; the lock is held."""
+        before = self._model or model
+        model = model or before  # one that does not tell is taken for the same
         known = self._file.dimensions
         if before != model or known not in (None, dimensions):
             raise ConfigurationError(
                 f"{self._out} has vectors of {before!r} with {known} numbers each, and "
-                f"the server's are {model!r} with {dimensions}: vectors of two models "
+                f"others are of {model!r} with {dimensions}: vectors of two models "
                 "cannot be compared; name another file, or start that model"
             )
         self._model = model
-        if known is None:
-            self._begin(dimensions)
 
     def _begin(self, dimensions: int) -> None:
         needed = self._file.needed(dimensions)
@@ -255,16 +288,6 @@ def _check_there(out: Path, resume: Resume) -> None:
 
 def _named(piece: Piece) -> dict[str, Any]:
     return {"id": piece.id, "key": piece.key, "position": piece.position}
-
-
-def _sides(resume: Any) -> Any:
-    """Return the side files of what is gone on with."""
-    if isinstance(resume, bool):
-        return resume
-    if isinstance(resume, str | Path):
-        resume = [resume]
-    paths = [Path(one) for one in resume]
-    return [side_file(one) if one.suffix == _ARRAY else one for one in paths]
 
 
 def _model_name(model: str) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from llamatelemetry import _tables
 from llamatelemetry.batch import _results_view as view
-from llamatelemetry.batch._places import Places
+from llamatelemetry.batch._places import Place, Places
+from llamatelemetry.batch._rows import label_of
+from llamatelemetry.batch._schema import SchemaMismatchError
 
 __all__ = ["ResultRow", "Results", "Tally"]
 
@@ -24,7 +26,10 @@ class ResultRow:
         answer: The text; None where it failed before there was any.
         value: With a schema, what the text stands for: plain JSON values, or an object
             of the pydantic model.
+        tool_calls: The tools that the model calls, as OpenAI shapes them, or None.
         error: Why it failed, as ``{"type": ..., "message": ...}``; None if it did not.
+            An answer that fits the schema no more, since a validator was changed, has
+            "SchemaError" when it is looked at, and is counted as it was.
         finish_reason: Why the answer ended, "stop" or "length".
         model: The model's alias.
         prompt_tokens: Tokens of the prompt, cached ones included.
@@ -50,6 +55,7 @@ class ResultRow:
     position: int
     answer: str | None = None
     value: Any = None
+    tool_calls: list[dict[str, Any]] | None = None
     error: dict[str, str] | None = None
     finish_reason: str | None = None
     model: str | None = None
@@ -103,12 +109,15 @@ class Results:
         ended: How it ended.
         left: Rows that were not come to.
         restore: Makes a value of an answer's text, with a schema.
+        once: Whether the rows came from an iterator.
 
     Attributes:
         path: The file that the call wrote to.
         ended: "done"; "budget" where that was over; "interrupted" or "failed" where an
             error was raised.
         left: Rows that were not come to; None for an iterator whose end is not known.
+        once: Whether the rows came from an iterator, which is used up: the next call
+            has to be given them anew.
         seconds: How long the call took.
         prompt_tokens: Tokens of the prompts that it has asked.
         completion_tokens: Tokens generated in it.
@@ -139,10 +148,12 @@ class Results:
         ended: Literal["done", "budget", "interrupted", "failed"],
         left: int | None,
         restore: Callable[[str], Any] | None = None,
+        once: bool = False,
     ) -> None:
         self.path = path
         self.ended = ended
         self.left = left
+        self.once = once
         self.seconds = tally.seconds
         self.prompt_tokens = tally.prompt_tokens
         self.completion_tokens = tally.completion_tokens
@@ -177,28 +188,40 @@ class Results:
         return len(self._places)
 
     def __iter__(self) -> Iterator[ResultRow]:
-        return map(self._row, self._places.records())
+        records = self._places.records()
+        for place, record in zip(self._places, records, strict=True):
+            yield self._row(place, record)
 
-    def __getitem__(self, id: str | int) -> ResultRow:  # noqa: A002 - what users call it
+    def __getitem__(self, id: Hashable) -> ResultRow:  # noqa: A002 - what users call it
         """Return the result of the row with this id.
 
         Args:
-            id: The row's.
+            id: The row's, or its entry in the DataFrame's index.
 
         Raises:
             KeyError: There is none.
+            TypeError: It is a slice.
         """
-        place = self._places.find(id)
+        if isinstance(id, slice):
+            raise TypeError(
+                "results[...] takes a row's id, no slice; list(results) has all rows "
+                "in their order"
+            )
+        place = self._places.find(label_of(id))
         if place is None:
             raise KeyError(id)
-        return self._row(self._places.read(place))
+        return self._row(place, self._places.read(place))
 
-    def _row(self, record: dict[str, Any]) -> ResultRow:
+    def _row(self, place: Place, record: dict[str, Any]) -> ResultRow:
         known = {name: record[name] for name in _COLUMNS if name in record}
-        row = ResultRow(**known)
-        if self._restore is None or row.error is not None or row.answer is None:
-            return row
-        return ResultRow(**{**known, "value": self._restore(row.answer)})
+        known["position"] = place.position  # the line may be of a call with other rows
+        if self._restore and not place.failed and known.get("answer") is not None:
+            try:
+                known["value"] = self._restore(known["answer"])
+            except SchemaMismatchError as mismatch:
+                error = {"type": "SchemaError", "message": mismatch.problem}
+                known |= {"value": None, "error": error}
+        return ResultRow(**known)
 
     def failures(self) -> Iterator[ResultRow]:
         """Yield the rows that have failed, in their order.
@@ -213,7 +236,7 @@ class Results:
         """
         for place in self._places:
             if place.failed:
-                yield self._row(self._places.read(place))
+                yield self._row(place, self._places.read(place))
 
     def to_dataframe(self) -> Any:
         """Return all as a ``pandas.DataFrame``, whose index is the ids.

@@ -10,6 +10,7 @@ from llamatelemetry.api.responses import Message
 from llamatelemetry.batch._asks import NO_KEY, Asker, RowError
 from llamatelemetry.batch._rows import Row
 from llamatelemetry.batch._schema import Schema
+from llamatelemetry.batch._texts import Texts
 from llamatelemetry.exceptions import ConfigurationError
 
 SCHEMA = {"type": "object"}
@@ -61,6 +62,8 @@ def test_a_missing_value_is_empty_as_in_a_csv() -> None:
         ("Say {[0]}", "names no column"),
         ("Say {}", "no column 'row'"),
         ("Say {0}", "no column '0'"),
+        ("{} is {}", "{} more than once; {row} stands"),
+        ("{:{}}", "{} more than once"),
     ],
 )
 def test_a_template_that_cannot_be_filled_is_refused_at_once(
@@ -69,6 +72,51 @@ def test_a_template_that_cannot_be_filled_is_refused_at_once(
     """The error names the field, the columns, and how braces are written."""
     with pytest.raises(ConfigurationError, match=message):
         Asker(template, names=("text", "n"))
+
+
+def test_a_number_is_a_column_of_that_name() -> None:
+    """So are columns named in a table without a header, of a frame or of dicts."""
+    for names in (("0", "1"), ()):
+        asker = Asker("{1}, {0:>3}", names=names)
+        assert asker.ask(row({"0": "x", "1": "y"})).messages[0]["content"] == "y,   x"
+    assert text_of("{1[0]}{0}", {0: "x", 1: "y"}) == "yx"
+    with pytest.raises(ConfigurationError, match=r"which \{row\} stands for"):
+        text_of("{0}", "x")
+
+
+@pytest.mark.parametrize("name", ["Sepal.Length", "Sepal: long", "Sepal[cm]"])
+def test_a_column_that_cannot_be_a_field_is_told(name: str) -> None:
+    """Its name means something else in a template, whether known before or not."""
+    remedy = "cannot be a field: rename it, or use a function"
+
+    with pytest.raises(ConfigurationError, match=remedy):
+        Asker(f"How long? {{{name}}}", names=("n", name))
+    with pytest.raises(ConfigurationError, match=remedy):
+        text_of(f"How long? {{{name}}}", {"n": 1, name: 2})
+
+
+def test_another_delimiter_of_a_csv_is_told() -> None:
+    """One column with a semicolon in its name is seldom one column."""
+    with pytest.raises(ConfigurationError, match=r"they have 'a;b'\. If ';' is what"):
+        Asker("{a}", names=("a;b",))
+    with pytest.raises(ConfigurationError, match=r"they have a;b\. If ';' is what"):
+        Texts("a", ("a;b",))
+    with pytest.raises(ConfigurationError, match="doubled"):
+        Asker("{a}", names=("b;c", "d"))
+    with pytest.raises(ConfigurationError, match="they have b, d$"):
+        Texts("a", ("b", "d"))
+
+
+def test_a_row_without_an_optional_column_is_its_own_error() -> None:
+    """Where the columns of all rows are known, the first row is as any other."""
+    lacking = row({"a": "x"})
+
+    with pytest.raises(RowError, match="the row has 'a'"):
+        Asker("{a} {b}", names=("a", "b")).ask(lacking)
+    with pytest.raises(RowError, match="the row has 'a'"):
+        Texts("{a} {b}", ("a", "b")).of(lacking)
+    with pytest.raises(ConfigurationError, match="the row has 'a'"):
+        Texts("{a} {b}", ()).of(lacking)
 
 
 def test_a_long_list_of_columns_is_cut() -> None:
@@ -109,10 +157,16 @@ def test_columns_that_are_not_known_before_are_checked_with_the_first_row() -> N
         (lambda value: ["hi"], 1, "ConfigurationError", "a message is a dict"),
         (lambda value: 7, 1, "TypeError", "not iterable"),
         (
-            lambda value: [{"role": "user", "content": b"x"}],
+            lambda value: [{"role": "user", "content": [b"x"]}],
             1,
             "TypeError",
             "cannot be sent as JSON",
+        ),
+        (
+            lambda value: [{"role": "user", "content": value}],
+            5,
+            "ConfigurationError",
+            "content is a text or a list of parts",
         ),
     ],
 )
@@ -208,6 +262,9 @@ def test_the_system_message_comes_first_and_is_the_same_for_all() -> None:
         Asker("{text}", system="About {text}", names=("text",))
     with pytest.raises(ConfigurationError, match="system takes text, not int"):
         Asker("{text}", system=5)  # type: ignore[arg-type]
+    unknown = Asker("{text}", system="About {text}")
+    with pytest.raises(ConfigurationError, match="system has {text}"):
+        unknown.ask(row({"text": "x"}))
     own = [{"role": "system", "content": "A"}, {"role": "user", "content": "B"}]
     with pytest.raises(ConfigurationError, match="leave one"):
         Asker(own, system="C")
@@ -225,8 +282,9 @@ def test_a_prompt_that_is_none_is_refused(prompt: Any) -> None:
 
 
 def test_a_message_that_is_none_is_refused_at_once() -> None:
-    """A list of texts, and a dict without a role, are no messages."""
-    for prompt in (["Hello"], [{"content": "Hello"}]):
+    """A list of texts, a dict without a role, or with a number to say, are none."""
+    number = {"role": "user", "content": 5}
+    for prompt in (["Hello"], [{"content": "Hello"}], [number]):
         with pytest.raises(ConfigurationError, match="a message is a dict"):
             Asker(prompt)
 
@@ -247,6 +305,7 @@ def test_the_key_is_of_all_that_is_asked_and_of_nothing_else() -> None:
         key(lambda value: f"Say {value}"),
         key([{"content": "Say {row}", "role": "user"}]),
         key(sampling={"id_slot": 1, "cache_prompt": False, "seed": None}),
+        key(sampling={"n": 1}),
     }
     others = [
         key("Say  x"),
@@ -262,6 +321,11 @@ def test_the_key_is_of_all_that_is_asked_and_of_nothing_else() -> None:
     assert len({*same, *others}) == len(others) + 1
     assert all(len(one) == 32 and int(one, 16) for one in (*same, *others))
     assert others[4] == key(sampling={"max_tokens": 3, "temperature": 0})
+    assert others[3] == key(sampling={"temperature": 0.0})
+    assert others[6] == key(sampling={"extra_body": {"min_keep": 1.0}})
+    assert others[3] != key(sampling={"temperature": 0.5})
+    bias = [key(sampling={"logit_bias": [[5, one]]}) for one in (1, 1.0, True)]
+    assert bias[0] == bias[1] != bias[2]
     # What was asked by an earlier version has to be known again.
     assert same == {"2bf39a06f96b27f70be8094b4faab213"}
 
@@ -273,7 +337,12 @@ def test_the_key_is_of_all_that_is_asked_and_of_nothing_else() -> None:
         ({"stream": True}, None, "no option stream"),
         ({"n": 2}, None, "n has to be 1"),
         ({"response_format": SCHEMA}, None, "given as schema="),
+        ({"extra_body": {"response_format": SCHEMA}}, None, "given as schema="),
+        ({"extra_body": {"n": 2}}, None, "n has to be 1"),
+        ({"logprobs": True}, None, "logprobs are not kept"),
+        ({"top_logprobs": 3}, None, "logprobs are not kept"),
         ({"grammar": "root ::= x"}, SCHEMA, "grammar and schema exclude"),
+        ({"extra_body": {"json_schema": {}}}, SCHEMA, "and schema exclude"),
         ({"logit_bias": object()}, None, "cannot be sent as JSON"),
     ],
 )
@@ -288,3 +357,4 @@ def test_options_that_cannot_work_are_refused_at_once(
 def test_options_that_suit_are_taken() -> None:
     """One answer, a grammar without a schema, and a callback are no trouble."""
     Asker("{row}", sampling={"n": 1, "grammar": "root ::= x", "on_progress": print})
+    Asker("{row}", sampling={"logprobs": False, "extra_body": None})

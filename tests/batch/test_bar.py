@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -97,7 +97,47 @@ def test_the_bar_says_how_far_how_fast_and_when_done(
 )
 def test_what_is_said(progress: BatchProgress, words: str) -> None:
     """Only what can be told is said, in the unit in which it says most."""
-    assert describe(progress, NOON) == words
+    assert describe(progress, NOON)[0] == words
+
+
+def test_what_matters_least_is_left_out_first() -> None:
+    """The wait, failed rows, tokens and rows per second; how far it is stays."""
+    progress = BatchProgress(
+        10_412,
+        100_000,
+        failed=12,
+        rows_per_second=12.3,
+        tokens_per_second=1234.0,
+        seconds_left=3 * 3600 + 240,
+    )
+
+    assert describe(progress, NOON) == [
+        "10,412/100,000 rows · 12 failed · 12 rows/s · 1,234 tokens/s · "
+        "done 16:45 (in 3 h 04 min)",
+        "10,412/100,000 rows · 12 failed · 12 rows/s · 1,234 tokens/s · done 16:45",
+        "10,412/100,000 rows · 12 rows/s · 1,234 tokens/s · done 16:45",
+        "10,412/100,000 rows · 12 rows/s · done 16:45",
+        "10,412/100,000 rows · done 16:45",
+    ]
+    waiting = replace(progress, failed=0, words="waiting for the server")
+    assert describe(waiting, NOON)[-1] == "10,412/100,000 rows · waiting for the server"
+    assert describe(BatchProgress(7, 10), NOON) == ["7/10 rows"]
+
+
+@pytest.mark.parametrize("seconds_left", [41.0, 3 * 3600 + 240, 86_400 * 2])
+def test_eighty_columns_have_room_for_what_matters(seconds_left: float) -> None:
+    """Of a large table: rows, both rates and when it is done, beside the share."""
+    progress = BatchProgress(
+        10_412,
+        100_000,
+        rows_per_second=12.3,
+        tokens_per_second=1234.0,
+        seconds_left=seconds_left,
+    )
+
+    told = next(one for one in describe(progress, NOON) if len("100% " + one) < 80)
+
+    assert "10,412/100,000 rows · 12 rows/s · 1,234 tokens/s · done" in told
 
 
 def test_failed_rows_are_shown_and_move_the_bar(

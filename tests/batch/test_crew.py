@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,11 +16,14 @@ from manager_tools import wait_for
 from llamatelemetry._deadline import Deadline
 from llamatelemetry.api.client import LlamaCppClient
 from llamatelemetry.batch import _post
-from llamatelemetry.batch._crew import Crew, Job, Outcome
+from llamatelemetry.batch._asks import Ask
+from llamatelemetry.batch._crew import Crew, Job, Outcome, _share
 from llamatelemetry.batch._foreman import oversee
+from llamatelemetry.batch._order import SideBySide
 from llamatelemetry.batch._pace import Pace
 from llamatelemetry.batch._post import Post
-from llamatelemetry.batch._supply import Supply, Task
+from llamatelemetry.batch._rows import Row
+from llamatelemetry.batch._supply import Supply, Task, Waiting
 from llamatelemetry.batch._targets import Lane, Sign, open_lanes
 from llamatelemetry.exceptions import (
     AuthenticationError,
@@ -31,6 +35,8 @@ from llamatelemetry.exceptions import (
     RequestTimeoutError,
     ServerNotRunningError,
 )
+
+_NAME = "llamatelemetry-batch-"
 
 
 class Notes:
@@ -143,24 +149,80 @@ def test_only_a_few_items_are_taken_ahead() -> None:
             taken.append(number)
             yield number
 
-    supply = Supply(source(), ahead=8)
+    waiting: Waiting[int] = Waiting(8)
+    supply = Supply(source(), waiting)
     supply.start()
-    first = supply.take(5)
-    assert first is not None
-    wait_for(lambda: len(taken) >= 8)
+    wait_for(lambda: len(waiting) == 8)
+    tasks = [supply.take(5) for _ in range(4)]
+    wait_for(lambda: len(waiting) == 4)  # beside the four that are ready
     supply.close()
     supply.join(5)
-    assert len(taken) <= 10
+    assert len(taken) <= 4 + 8 + 1
     assert not supply.over.is_set()
-    supply.finish(first)
+    for task in tasks:
+        assert task is not None
+        supply.finish(task)
     assert supply.over.is_set()
     assert not supply.complete
     assert supply.take(5) is None
 
 
+@pytest.mark.parametrize("kind", [Waiting, SideBySide])
+def test_a_source_that_pauses_holds_nothing_up(kind: type[Waiting[Any]]) -> None:
+    """What it gave before is handed out while the next item does not come."""
+    go_on = threading.Event()
+
+    def source() -> Iterator[Ask]:
+        for number in range(4):
+            if number == 3:
+                go_on.wait(20)
+            text = [{"role": "user", "content": str(number)}]
+            yield Ask(Row(number, number, number), text, "")
+
+    supply: Supply[Ask] = Supply(source(), kind())
+    supply.start()
+    given = [supply.take(10) for _ in range(3)]
+    assert [task and task.item.row.id for task in given] == [0, 1, 2]
+    assert supply.take(0.01) is None
+    assert not supply.over.is_set()
+    go_on.set()
+    last = supply.take(10)
+    assert last is not None
+    for task in [*given, last]:
+        assert task is not None
+        supply.finish(task)
+    assert supply.complete
+
+
+def test_what_waits_is_put_in_order_together() -> None:
+    """Those with one beginning come one after the other, and few are read ahead."""
+    texts = [letter * 100 + str(number) for number in range(4) for letter in "ab"]
+    read: list[str] = []
+
+    def source() -> Iterator[Ask]:
+        for text in texts:
+            read.append(text)
+            yield Ask(Row(0, 0, 0), [{"role": "user", "content": text}], "")
+
+    waiting: Waiting[Ask] = SideBySide(4)
+    supply: Supply[Ask] = Supply(source(), waiting)
+    supply.start()
+    order = ""
+    for _ in range(2):
+        wait_for(lambda: len(waiting) == 4)
+        for _ in range(4):
+            task = supply.take(10)
+            assert task is not None
+            order += task.item.messages[0]["content"][0]
+            assert len(read) <= len(order) + 5
+    assert order == "aabb" + "bbaa"
+    supply.close()
+    supply.join(5)
+
+
 def test_an_item_that_lost_its_server_twice_is_asked_alone() -> None:
     """While it runs nobody else gets one, so that others are not taken for it."""
-    supply = Supply(range(3))
+    supply = Supply(range(3), Waiting())
     supply.start()
     first, second = supply.take(5), supply.take(5)
     assert first is not None
@@ -183,7 +245,7 @@ def test_an_item_that_lost_its_server_twice_is_asked_alone() -> None:
 
 def test_what_is_tried_again_comes_first() -> None:
     """Before those that were not tried yet."""
-    supply = Supply(range(3))
+    supply = Supply(range(3), Waiting())
     supply.start()
     task = supply.take(5)
     supply.join(5)
@@ -194,7 +256,7 @@ def test_what_is_tried_again_comes_first() -> None:
 
 def test_what_is_tried_again_after_the_close_is_dropped() -> None:
     """Nothing begins anew once the run winds up; it is not complete then."""
-    supply = Supply([1])
+    supply = Supply([1], Waiting())
     supply.start()
     task = supply.take(5)
     assert task is not None
@@ -233,6 +295,46 @@ def test_so_many_run_at_once_as_were_asked_for(stand_in: StandIn) -> None:
         crew_of(stand_in, range(9), work, notes, lanes=2, concurrency=3)
     ) == ("done")
     assert len(notes.outcomes) == 9
+
+
+def test_concurrency_is_over_all_servers(stand_in: StandIn) -> None:
+    """It is dealt out evenly, one at each at least, and no server gets more."""
+    shares = [[_share(most, number, 3) for number in range(3)] for most in (1, 3, 8)]
+    assert shares == [[1, 1, 1], [1, 1, 1], [3, 3, 2]]
+    assert _share("auto", 0, 3) == "auto"
+    notes, most = Notes(), threading.Barrier(5)
+    crew = crew_of(
+        stand_in,
+        range(50),
+        lambda _: most.wait(10),
+        notes,
+        lanes=2,
+        concurrency=5,
+    )
+    assert oversee(crew) == "done"
+    workers = {thread.name.removeprefix(_NAME) for thread in crew._threads}
+    assert workers == {"0-0", "0-1", "0-2", "1-0", "1-1"}
+
+
+def test_so_many_threads_as_there_is_work_for(stand_in: StandIn) -> None:
+    """However many may run at once: one more than items that run together."""
+    notes, together = Notes(), threading.Barrier(2)
+    crew = crew_of(
+        stand_in, range(2), lambda _: together.wait(10), notes, concurrency=2000
+    )
+    assert oversee(crew) == "done"
+    assert len(crew._threads) <= 3
+
+    def one_by_one() -> Iterator[int]:
+        for number in range(50):
+            yield number
+            wait_for(lambda last=number: last in notes.outcomes)  # type: ignore[misc]
+
+    notes = Notes()
+    crew = crew_of(stand_in, one_by_one(), lambda _: 1, notes, concurrency=2000)
+    assert oversee(crew) == "done"
+    assert len(notes.outcomes) == 50
+    assert len(crew._threads) < 20  # 3, but where one is held up at its end
 
 
 def failing(times: int, error: Exception) -> Callable[[Job[int]], str]:
@@ -305,16 +407,57 @@ def test_a_key_that_is_wanted_ends_the_run(stand_in: StandIn) -> None:
     assert batch_threads() == []
 
 
-def test_a_server_that_refuses_everything_ends_the_run(stand_in: StandIn) -> None:
-    """After 20 rows refused with the same words and no answer, all is said."""
+@pytest.mark.parametrize(("status", "tries"), [(404, 1), (500, 3)])
+def test_a_server_that_refuses_everything_ends_the_run(
+    stand_in: StandIn, status: int, tries: int
+) -> None:
+    """After 20 rows with the same words and no answer; what may pass is retried."""
     notes = Notes()
+    asked: Counter[int] = Counter()
 
-    def work(_: Job[int]) -> None:
-        raise ClientError("no such path", status=404)
+    def work(job: Job[int]) -> None:
+        asked[job.item] += 1
+        raise ClientError("no such thing", status=status)
 
-    with pytest.raises(BatchError, match="first 20 rows was refused .*no such path"):
-        oversee(crew_of(stand_in, itertools.count(), work, notes))
-    assert len(notes.outcomes) < 30
+    with pytest.raises(BatchError, match="first 20 rows was refused .*no such thing"):
+        oversee(crew_of(stand_in, range(200), work, notes, concurrency=1))
+    assert len(notes.outcomes) == 19
+    assert {out.attempts for out in notes.outcomes.values()} == {tries}
+    assert sum(asked.values()) == 20 * tries
+    assert batch_threads() == []
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_refusals_that_say_nothing_of_the_server_end_nothing(
+    stand_in: StandIn, status: int
+) -> None:
+    """Rows of other words, after an answer, or refused in an earlier run."""
+
+    def refused(job: Job[int]) -> None:
+        raise ClientError("no", status=status)
+
+    def refused_in_other_words(job: Job[int]) -> None:
+        raise ClientError(f"not {job.item % 4}", status=status)
+
+    def refused_after_an_answer(job: Job[int]) -> None:
+        if job.item:
+            refused(job)
+
+    def every_other(item: int) -> bool:
+        return item % 2 == 0
+
+    for work, counts in (
+        (refused_in_other_words, lambda _: True),
+        (refused_after_an_answer, lambda _: True),
+        (refused, every_other),
+        (refused, lambda _: False),
+    ):
+        notes = Notes()
+        crew = crew_of(
+            stand_in, range(38), work, notes, concurrency=1, retries=0, counts=counts
+        )
+        assert oversee(crew) == "done"
+        assert len(notes.outcomes) == 38
 
 
 def test_prompts_that_are_too_long_never_end_the_run(stand_in: StandIn) -> None:
@@ -527,7 +670,7 @@ def test_a_server_is_waited_for_in_words() -> None:
     post = Post(Moody("silent", "coming", "ready"), "auto", lambda: False, said.append)
     assert post.wait_until_ready()
     assert said == ["waiting for moody", "waiting for moody", ""]
-    assert [post.hire() for _ in range(4)] == [1, 2, 3, None]
+    assert [post.begin() for _ in range(4)] == [1, 2, 3, None]
 
 
 @pytest.mark.parametrize(
@@ -693,3 +836,47 @@ def test_one_of_two_servers_that_is_given_up_leaves_its_work_to_the_other(
     assert oversee(crew, tick=tick) == "done"
     assert "moody" in str(crew.lost[0])
     assert len(notes.outcomes) == 20
+
+
+def test_one_of_two_servers_that_was_not_there_is_told(stand_in: StandIn) -> None:
+    """Also where the run was over long before it would have been given up."""
+    notes, looked = Notes(), threading.Event()
+
+    class Absent(Moody):
+        def look(self) -> Sign:
+            if self.looks:
+                looked.set()
+            return super().look()
+
+    def work(_: Job[int]) -> bool:
+        return looked.wait(10)
+
+    for signs, words in (
+        (["silent"], "moody did not answer; is it the right address"),
+        (["coming"], ""),
+    ):
+        looked.clear()
+        notes = Notes()
+        crew = Crew(
+            [*open_lanes(stand_in.url()), Absent(*signs)],
+            range(5),
+            work,
+            notes.record,
+        )
+        assert oversee(crew) == "done"
+        assert words in "".join(map(str, crew.lost))
+        assert bool(crew.lost) == bool(words)
+    alone = Crew([Moody("silent")], range(3), lambda _: 1, Notes().record)
+    assert oversee(alone, deadline=Deadline.after(0.1)) == "budget"
+    assert alone.lost == []
+
+
+def test_a_server_that_went_away_and_stayed_away_is_told() -> None:
+    """It was there, was lost, and gave no sign when the others were done."""
+    lane = Moody("ready", "silent")
+    post = Post(lane, "auto", lambda: lane.looks > 2, lambda _: None)
+    assert post.wait_until_ready()
+    assert post.absence() is None
+    post.doubt(time.monotonic(), ConnectionFailedError("gone"))
+    assert not post.wait_until_ready()
+    assert str(post.absence()) == "moody gave no sign at the end"

@@ -19,7 +19,7 @@ from manager_tools import wait_for
 from small_disk import fill, small_disk
 
 from llamatelemetry.api.client import EmbeddingResponse, EmbeddingUsage, LlamaCppClient
-from llamatelemetry.batch import _embeddings, map_embeddings
+from llamatelemetry.batch import _embeddings, _targets, map_embeddings
 from llamatelemetry.batch._together import PROBES
 from llamatelemetry.batch._vectors import VectorFile
 from llamatelemetry.exceptions import (
@@ -27,6 +27,7 @@ from llamatelemetry.exceptions import (
     BatchError,
     ClientError,
     ConfigurationError,
+    ConnectionFailedError,
     DiskSpaceError,
     NotSupportedError,
     SetupError,
@@ -60,13 +61,8 @@ def texts_asked(stand_in: StandIn, url: str) -> list[str]:
 
 
 def test_each_row_has_its_own_vector(client: LlamaCppClient, out: Path) -> None:
-    """The file has what the server says of each text alone, in the rows' order.
-
-    This server has two slots with caches of their own, for which llama.cpp gives other
-    vectors when both work: that is noticed, told, and gone round.
-    """
-    with pytest.warns(SetupWarning, match="wrong vectors when it works on several"):
-        vectors = embed(TEXTS, client, out, batch_size=7)
+    """The file has what the server says of each text alone, in the rows' order."""
+    vectors = embed(TEXTS, client, out, batch_size=7)
 
     array = np.load(out, mmap_mode="r")
     assert array.shape == (40, 192)
@@ -86,6 +82,28 @@ def test_each_row_has_its_own_vector(client: LlamaCppClient, out: Path) -> None:
     assert len(vectors) == len(vectors.ids) == 40
     assert vectors.failures() == []
     assert vectors.seconds > 0
+
+
+def test_slots_with_caches_of_their_own_are_gone_round(
+    demo_model: Path, out: Path
+) -> None:
+    """llama.cpp gives other vectors when both work: that is noticed, and told."""
+    config = ServerConfig(
+        demo_model,
+        port=0,
+        parallel=2,
+        embeddings=True,
+        pooling="mean",
+        threads=1,
+        extra_args=["--no-kv-unified"],
+    )
+    with ServerManager(config, engine="embedded", timeout=60) as server:
+        with pytest.warns(SetupWarning, match="wrong vectors when it works on several"):
+            vectors = embed(TEXTS, server, out, batch_size=7)
+        with LlamaCppClient(server.get_url()) as client:
+            for number in (0, 6, 7, 39):
+                alone = client.embeddings(TEXTS[number]).data[0].embedding
+                assert vectors.array[number] == pytest.approx(alone, abs=1e-6)
 
 
 def test_a_text_that_is_refused_fails_alone(client: LlamaCppClient, out: Path) -> None:
@@ -342,8 +360,13 @@ def test_a_row_that_has_no_text_fails_alone(stand_in: StandIn, out: Path) -> Non
         (["x"], {"concurrency": 0}, "concurrency=0"),
         (["x"], {"retries": -1}, "retries=-1"),
         (["x"], {"out": "vectors.jsonl"}, "ends with .npy"),
+        (["x"], {"out": None}, "out takes the path of a file, not None"),
+        (["x"], {"out": 7}, "out takes the path of a file, not 7"),
         (["x"], {"to": 7}, "to= takes"),
         (["x"], {"resume": "missing"}, "no such file"),
+        (["x"], {"resume": 7}, "resume takes"),
+        (["x"], {"resume": [None]}, "resume takes"),
+        (["x"], {"resume": ""}, "resume takes"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_sent(
@@ -362,6 +385,26 @@ def test_what_cannot_work_is_refused_before_anything_is_sent(
 
     assert texts_asked(stand_in, url) == []
     assert not out.exists() or out.stat().st_size == 0
+
+
+def test_rows_in_the_file_beside_the_vectors_are_refused(
+    stand_in: StandIn, out: Path
+) -> None:
+    """A table of the vectors' name would get their lines; it stays as it is."""
+    table, link = out.with_suffix(".jsonl"), out.with_name("rows.jsonl")
+    table.write_text('"a"\n"b"\n')
+    link.symlink_to(table)
+    url = stand_in.url()
+
+    for rows in (table, table.name, link):
+        with pytest.raises(ConfigurationError, match="vectors.jsonl.*with out"):
+            embed(rows, url, out)
+        with pytest.raises(ConfigurationError, match="also given as earlier results"):
+            embed(rows, url, out.with_name("new.npy"), resume=out)
+
+    assert table.read_text() == '"a"\n"b"\n'
+    assert {path.name for path in out.parent.iterdir()} == {table.name, link.name}
+    assert texts_asked(stand_in, url) == []
 
 
 def other_rows(out: Path) -> list[str]:
@@ -447,6 +490,110 @@ def test_vectors_of_two_models_are_not_mixed(
         embed([*TEXTS, "one more"], stand_in.url(), out)
 
     assert "go" in "".join(caught.value.__notes__)
+
+
+def models_told(out: Path) -> list[str]:
+    """Return the models of a file's vectors, in the order of their lines."""
+    lines = out.with_suffix(".jsonl").read_text().splitlines()
+    return [json.loads(line)["model"] for line in lines]
+
+
+def test_another_models_vectors_are_refused_before_one_is_written(
+    stand_in: StandIn, out: Path
+) -> None:
+    """However far behind the new rows those stand that are kept."""
+    embed(TEXTS, stand_in.url(), out)
+    another_model(out)
+    url = stand_in.url()
+    passes = []
+
+    def text(row: str) -> str:
+        if row == TEXTS[16]:
+            passes.append(row)
+            if len(passes) > 1:  # what comes before is answered before this is kept
+                wait_for(lambda: texts_asked(stand_in, url))
+        return row
+
+    with pytest.raises(ConfigurationError, match="'other'.*'m'.*two models"):
+        embed([f"new {n}" for n in range(16)] + TEXTS[16:], url, out, text=text)
+    assert set(models_told(out)) == {"other"}
+
+
+def test_a_file_that_has_two_models_is_refused(stand_in: StandIn, out: Path) -> None:
+    """Kept rows are looked at too, and no row of these is asked again."""
+    embed(TEXTS, stand_in.url(), out)
+    lines = out.with_suffix(".jsonl")
+    whole = lines.read_text()
+    lines.write_text(whole.replace('"model":"m"', '"model":"other"', 20))
+    url = stand_in.url()
+
+    with pytest.raises(ConfigurationError, match="two models"):
+        embed(TEXTS, url, out)
+    assert texts_asked(stand_in, url) == []
+
+
+def test_a_file_that_was_deleted_since_is_told(stand_in: StandIn, out: Path) -> None:
+    """What it held is still told; its array is an error that says what to do."""
+    vectors = embed(TEXTS, stand_in.url(), out)
+    out.unlink()
+
+    assert repr(vectors) == "Embeddings(40 of 40 rows, vectors.npy)"
+    with pytest.raises(BatchError, match="is gone: put it back, or call again"):
+        _ = vectors.array
+    out.write_text("something else")
+    assert repr(vectors) == "Embeddings(40 of 40 rows, vectors.npy)"
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_server_that_fails_for_all_texts_ends_it(
+    stand_in: StandIn, out: Path, status: int
+) -> None:
+    """After so many requests with the same words; the next call goes on behind them."""
+
+    class Picky(LlamaCppClient):
+        refusal = ClientError("cannot do this", status=status)
+
+        def embeddings(self, input: Any, model: str | None = None) -> Any:  # noqa: A002 -- the client's own names
+            if any("bad" in text for text in input):
+                raise self.refusal
+            return super().embeddings(input)
+
+    client = Picky(stand_in.url())
+    rows = [f"bad {number}" for number in range(42)] + TEXTS
+    with pytest.raises(BatchError, match="first 20 .*cannot do this"):
+        embed(rows, client, out, batch_size=2, retries=0)
+    vectors = embed(rows, client, out, batch_size=2, retries=0)
+    assert (vectors.done, vectors.failed, vectors.ended) == (40, 42, "done")
+    assert {one.message for one in vectors.failures()} == {str(client.refusal)}
+
+
+def test_only_what_was_opened_is_closed(
+    stand_in: StandIn, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client made of a URL is, and one that was given goes on."""
+    made: list[LlamaCppClient] = []
+
+    class Noted(LlamaCppClient):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            made.append(self)
+
+    monkeypatch.setattr(_targets, "LlamaCppClient", Noted)
+    mine = Noted(stand_in.url())
+    embed(TEXTS, [mine, stand_in.url()], out)
+    first, second = made
+    assert first is mine
+    assert mine.health() == {"status": "ok"}
+    with pytest.raises(ConnectionFailedError, match="closed"):
+        second.health()
+
+
+def test_a_server_that_was_not_there_is_told(stand_in: StandIn, out: Path) -> None:
+    """Where another did its work, that is a warning at the end."""
+    urls = [stand_in.url(before=0.3), "http://127.0.0.1:9"]
+    with pytest.warns(SetupWarning, match="127.0.0.1:9 did not answer") as told:
+        assert embed(TEXTS, urls, out).done == 40
+    assert len(told) == 1
 
 
 def test_a_wrong_key_ends_it_with_what_there_is(stand_in: StandIn, out: Path) -> None:
@@ -545,7 +692,7 @@ def test_the_budget_ends_it(stand_in: StandIn, out: Path) -> None:
 
 
 def test_ctrl_c_keeps_what_ran(stand_in: StandIn, out: Path) -> None:
-    """It is raised once what ran is written, with a note that says how to go on."""
+    """It is raised once what ran is written, and says how to go on."""
     pressed = iter([False, True])
 
     def show(_: object) -> None:
@@ -558,8 +705,8 @@ def test_ctrl_c_keeps_what_ran(stand_in: StandIn, out: Path) -> None:
             TEXTS, to=url, out=out, batch_size=1, concurrency=1, progress=show
         )
 
-    (note,) = caught.value.__notes__
-    kept = int(note.split()[0])
+    assert "the same call goes on" in str(caught.value)
+    kept = int(str(caught.value).split()[0])
     assert 0 < kept < 40
     assert kept == len(texts_asked(stand_in, url))
     assert embed(TEXTS, stand_in.url(), out).kept == kept

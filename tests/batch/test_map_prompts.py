@@ -8,8 +8,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from client_tools import StandIn
@@ -17,7 +19,7 @@ from manager_tools import wait_for
 from small_disk import fill, small_disk
 
 from llamatelemetry.api.client import LlamaCppClient
-from llamatelemetry.batch import _post, map_prompts
+from llamatelemetry.batch import _post, _targets, map_embeddings, map_prompts
 from llamatelemetry.batch._answer import Asking, answer_patiently
 from llamatelemetry.batch._asks import Ask
 from llamatelemetry.batch._bar import BatchProgress
@@ -27,6 +29,7 @@ from llamatelemetry.exceptions import (
     AuthenticationError,
     BatchError,
     ConfigurationError,
+    ConnectionFailedError,
     DiskSpaceError,
     SetupWarning,
 )
@@ -46,7 +49,7 @@ def tell(progress):
 try:
     map_prompts(range(1000), "{row}", to=sys.argv[1], out=sys.argv[2], progress=tell)
 except KeyboardInterrupt as error:
-    print("interrupted:", *error.__notes__, flush=True)
+    print("interrupted:", error, flush=True)
 """
 
 
@@ -127,6 +130,46 @@ def test_rows_that_failed_are_asked_again(stand_in: StandIn) -> None:
     assert len(lines()) == 4
 
 
+class Picky(LlamaCppClient):
+    """A client of the stand-in, which refuses what begins with "bad"."""
+
+    status = 400
+
+    def chat_completion_stream(self, messages: Any, **options: Any) -> Any:  # type: ignore[override]
+        if messages[-1]["content"].startswith("bad"):
+            options["extra_body"] = {"stand_in": f"status={self.status}"}
+        return super().chat_completion_stream(messages, **options)
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_table_that_begins_with_bad_rows_is_come_through(
+    stand_in: StandIn, status: int
+) -> None:
+    """So many alike end the first call, and are not counted again by the next one."""
+    client = Picky(stand_in.url())
+    client.status = status
+    rows = [*(f"bad {number}" for number in range(25)), *"abcdef"]
+    with pytest.raises(BatchError, match="first 20 rows was refused.*call again") as no:
+        ask(client, rows, retries=0, concurrency=1)
+    assert vars(no.value)["results"].done == 0
+    assert len(lines()) == 19
+    for _ in range(2):
+        results = ask(client, rows, retries=0)
+        assert (results.done, results.failed, results.ended) == (6, 25, "done")
+
+
+def test_bad_rows_after_kept_ones_end_nothing(stand_in: StandIn) -> None:
+    """What was answered in an earlier call says that the server does its work."""
+    client = Picky(stand_in.url())
+    good = list("abcdef")
+    bad = [f"bad {number}" for number in range(25)]
+    assert ask(client, good).done == 6
+    for _ in range(2):
+        results = ask(client, [*good, *bad])
+        assert (results.done, results.failed, results.ended) == (6, 25, "done")
+    assert len(lines()) == 6 + 2 * 25
+
+
 def test_another_model_than_before_is_told_once(stand_in: StandIn) -> None:
     """Results of two models in one file are worth a warning."""
     ask(stand_in.url(), ["a"])
@@ -145,6 +188,16 @@ def test_several_servers_share_the_rows(stand_in: StandIn) -> None:
     assert all(asked)
     assert sorted(int(one) for some in asked for one in some) == list(range(40))
     assert {row.server for row in results} == set(urls)
+
+
+def test_rows_of_one_document_are_asked_one_after_the_other(stand_in: StandIn) -> None:
+    """So that the server reads it once, as far as rows wait for their turn."""
+    url = stand_in.url(pace=0.02)
+    documents = [letter * 200 for letter in "abcd"]
+    rows = [f"{documents[number % 4]}{number}" for number in range(40)]
+    assert ask(url, rows, concurrency=1).done == 40
+    begun = [text[0] for text in chats(stand_in, url)]
+    assert sum(one != two for one, two in pairwise(begun)) < 15  # of 39
 
 
 def test_a_faster_server_takes_more(stand_in: StandIn) -> None:
@@ -201,6 +254,26 @@ def test_what_cannot_work_is_refused_at_once(
     assert not Path("results.jsonl").exists()
 
 
+@pytest.mark.parametrize("name", ["table.jsonl", "./sub/../table.jsonl", "link.csv"])
+def test_rows_in_the_file_of_results_are_refused(stand_in: StandIn, name: str) -> None:
+    """Whatever the name, as out or as resume; the file stays as it was."""
+    url = stand_in.url()
+    ask(url, ["a", "b"], out="table.jsonl")
+    before = Path("table.jsonl").read_bytes()
+    Path("sub").mkdir()
+    Path("link.csv").symlink_to("table.jsonl")
+
+    with pytest.raises(ConfigurationError, match="results are written to.*with out"):
+        ask(url, "table.jsonl", "{answer}", out=name)
+    with pytest.raises(ConfigurationError, match="also given as earlier results"):
+        ask(url, Path("table.jsonl"), "{answer}", resume=["sub", name])
+
+    assert Path("table.jsonl").read_bytes() == before
+    assert not Path("results.jsonl").exists()
+    assert len(chats(stand_in, url)) == 2
+    assert ask(url, "table.jsonl", "{answer}", out="next.jsonl").done == 2
+
+
 # ── rows that are hard ───────────────────────────────────────────────────────────
 
 
@@ -250,13 +323,14 @@ def test_a_prompt_over_the_context_is_its_rows_own_error(
 def test_a_schema_the_model_cannot_meet_is_recorded_with_its_answer(
     client: LlamaCppClient,
 ) -> None:
-    """Four tokens are no JSON: after one repair the raw answer is kept."""
+    """Four tokens are no JSON, nor would they be again: what there is is kept."""
     results = ask(client, ["What is GGUF?"], schema=NUMBER, max_tokens=4)
     row = results[0]
     assert results.failed == 1
     assert row.error["type"] == "SchemaError"
     assert row.answer is not None
-    assert (row.repaired, row.attempts) == (True, 1)
+    assert "cut off by max_tokens" in row.error["message"]
+    assert (row.repaired, row.attempts) == (False, 1)
 
 
 def schema_texts(tmp_path: Path, first: str, second: str) -> str:
@@ -289,15 +363,21 @@ def test_an_answer_is_repaired_once(stand_in: StandIn, tmp_path: Path) -> None:
 
 
 def test_a_repair_that_does_not_fit_leaves_the_first_answer(
-    client: LlamaCppClient,
+    stand_in: StandIn, tmp_path: Path
 ) -> None:
     """The question fits into the context, and with the repair it does not."""
-    context = client.get_props()["default_generation_settings"]["n_ctx"]
-    each = len(client.tokenize("word " * 100).tokens) / 100
-    words = "word " * int((context - 34) / each)
-    results = ask(client, [words], schema=NUMBER, max_tokens=2)
-    assert (results[0].error["type"], results[0].repaired) == ("SchemaError", True)
-    assert results[0].prompt_tokens < context  # of the first alone
+
+    class Full(LlamaCppClient):
+        def chat_completion_stream(self, messages: Any, **options: Any) -> Any:  # type: ignore[override]
+            if len(messages) > 1:
+                full = "status=400,error=exceed_context_size_error"
+                options["extra_body"] = {"stand_in": full}
+            return super().chat_completion_stream(messages, **options)
+
+    client = Full(stand_in.url(texts=schema_texts(tmp_path, '{"y": 1}', "")))
+    (row,) = ask(client, ["q"], schema=NUMBER)
+    assert (row.error["type"], row.repaired) == ("SchemaError", True)
+    assert (row.answer, row.prompt_tokens) == ('{"y": 1}', 10)  # of the first alone
 
 
 def test_calls_of_tools_are_kept(stand_in: StandIn) -> None:
@@ -320,7 +400,7 @@ def test_an_interrupt_says_how_to_go_on(stand_in: StandIn) -> None:
 
     with pytest.raises(KeyboardInterrupt) as caught:
         ask(url, range(500), progress=tell)
-    assert "the same call goes on from there" in caught.value.__notes__[0]
+    assert "the same call goes on from there" in str(caught.value)
     assert ask(stand_in.url(), range(500)).done == 500
     assert len(lines()) == 500
 
@@ -356,6 +436,42 @@ def test_the_one_that_was_given_up_is_told(
     urls = [stand_in.url(pace=0.05), "http://127.0.0.1:9"]
     with pytest.warns(SetupWarning, match="127.0.0.1:9 did not answer"):
         assert ask(urls, range(6), concurrency=2).done == 6
+
+
+def test_one_that_was_never_there_is_told_after_a_short_run(stand_in: StandIn) -> None:
+    """Also where all was done long before it would have been given up."""
+    urls = [stand_in.url(before=0.3), "http://127.0.0.1:9"]
+    with pytest.warns(SetupWarning, match="127.0.0.1:9 did not answer") as told:
+        assert ask(urls, ["a", "b"]).done == 2
+    assert len(told) == 1
+    assert told[0].filename == __file__.removesuffix("c")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_only_what_was_opened_is_closed(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """The client made of a URL is, and one that was given goes on, whatever happens."""
+    made: list[LlamaCppClient] = []
+
+    class Noted(LlamaCppClient):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            made.append(self)
+
+    monkeypatch.setattr(_targets, "LlamaCppClient", Noted)
+    mine = Noted(stand_in.url())
+    to = [mine, stand_in.url()]
+    if fails:
+        with pytest.raises(ConfigurationError, match="no file that can be read"):
+            ask(to, ["a"], out="/dev/null")
+    else:
+        ask(to, ["a"])
+    first, second = made
+    assert first is mine
+    assert mine.health() == {"status": "ok"}
+    with pytest.raises(ConnectionFailedError, match="closed"):
+        second.health()
 
 
 def test_requests_that_are_dropped_are_asked_again(stand_in: StandIn) -> None:
@@ -459,6 +575,40 @@ def hung_up(stand_in: StandIn, url: str) -> list[bool]:
         for one in stand_in.seen(url)
         if "/chat/" in one["target"]
     ]
+
+
+def test_an_iterator_has_to_begin_anew(stand_in: StandIn) -> None:
+    """It is said that this one was read ahead; a list's words are without that."""
+    url = stand_in.url(pace=0.02)
+    for rows, words in (
+        (iter(range(500)), r"same call, with the rows given anew, goes on from there$"),
+        (range(500), "from there$"),
+    ):
+        struck: list[int] = []
+
+        def tell(progress: BatchProgress, struck: list[int] = struck) -> None:
+            if progress.done and not struck:
+                struck.append(progress.done)
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt, match=words):
+            ask(url, rows, progress=tell)
+        Path("results.jsonl").unlink()
+
+    def broken() -> Iterator[int]:
+        yield from range(3)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        ask(stand_in.url(), broken())
+    assert "given anew" in caught.value.__notes__[-1]
+
+
+def test_both_maps_take_the_same_budgets(stand_in: StandIn) -> None:
+    """Seconds, text or a timedelta, as their types say."""
+    budgets = {get_type_hints(one)["budget"] for one in (map_prompts, map_embeddings)}
+    assert budgets == {float | str | timedelta | None}
+    assert ask(stand_in.url(), ["a"], budget=timedelta(minutes=1)).done == 1
 
 
 def test_a_full_disk_ends_it_with_what_is_kept(

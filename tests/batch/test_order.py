@@ -1,16 +1,14 @@
-"""Asks with a common beginning stand together, and none waits beyond its window."""
+"""Asks with a common beginning stand together, and none is lost."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import pytest
-
-from llamatelemetry.batch._order import beginning, side_by_side
+from llamatelemetry.batch._order import SideBySide, beginning
 
 DOCUMENTS = [f"Document {number}: " + f"word{number} " * 40 for number in range(20)]
 
@@ -28,6 +26,16 @@ def asked(number: int, text: str, system: str | None = None) -> Asked:
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
     return Asked(number, messages)
+
+
+def side_by_side(asks: Iterable[Asked], most: int = 1000) -> Iterator[Asked]:
+    """Yield asks as workers get them who are slower than what reads them."""
+    waiting: SideBySide[Asked] = SideBySide(most)
+    for ask in asks:
+        waiting.add(ask)
+        if len(waiting) == most:
+            yield from waiting.take()
+    yield from waiting.take()
 
 
 def numbers(asks: Iterator[Asked]) -> list[int]:
@@ -55,7 +63,7 @@ def test_the_same_document_stands_together() -> None:
     """Of 200 questions about 20 documents each document's come one after the other."""
     asks = questions(200)
 
-    ordered = list(side_by_side(asks, window=200))
+    ordered = list(side_by_side(asks, most=200))
 
     assert changes(asks) > 150
     assert changes(ordered) == len(DOCUMENTS) - 1
@@ -85,7 +93,7 @@ def test_what_shares_nothing_keeps_its_order() -> None:
         for number in range(300)
     ]
 
-    assert numbers(side_by_side(asks, window=100)) == list(range(300))
+    assert numbers(side_by_side(asks, most=100)) == list(range(300))
 
 
 def test_groups_come_in_the_order_of_their_first() -> None:
@@ -96,82 +104,28 @@ def test_groups_come_in_the_order_of_their_first() -> None:
     assert numbers(side_by_side(asks)) == [0, 3, 1, 2]
 
 
-def test_no_ask_waits_longer_than_a_window() -> None:
-    """Each window is handed on whole before one ask more is read."""
-    read: list[int] = []
-
-    def source() -> Iterator[Asked]:
-        for ask in questions(95):
-            read.append(ask.number)
-            yield ask
-
-    for count, ask in enumerate(side_by_side(source(), window=10)):
-        assert len(read) <= count // 10 * 10 + 10
-        assert ask.number // 10 == count // 10
-
-
 def test_the_next_window_goes_on_with_the_last_beginning() -> None:
     """What the caches hold is asked for first, however late it comes in its window."""
     a, b = "a" * 100, "b" * 100
     asks = [asked(0, b), asked(1, a), asked(2, b), asked(3, a)]
 
-    assert numbers(side_by_side(asks, window=2)) == [0, 1, 3, 2]
+    assert numbers(side_by_side(asks, most=2)) == [0, 1, 3, 2]
 
 
-def test_a_slow_source_is_not_waited_for() -> None:
-    """After the patience what has come is handed on, be it a single ask."""
-    now = 0.0
-    handed: list[int] = []
-
-    def source() -> Iterator[Asked]:
-        nonlocal now
-        for ask in questions(12):
-            assert len(handed) >= ask.number - 3
-            now += 0.1
-            yield ask
-
-    for ask in side_by_side(source(), patience=0.25, clock=lambda: now):
-        handed.append(ask.number)  # noqa: PERF401 -- the source looks at it meanwhile
-
-    assert sorted(handed) == list(range(12))
-
-
-def test_pictures_fill_a_window_sooner() -> None:
-    """A window ends with its characters too: memory is bounded with pictures."""
-    read = 0
-
-    def source() -> Iterator[Asked]:
-        nonlocal read
-        picture = "data:image/png;base64," + "A" * 3_000_000
-        for number in range(9):
-            read += 1
-            parts = [
-                {"type": "text", "text": "What is this?"},
-                {"type": "image_url", "image_url": {"url": picture}},
-            ]
-            yield Asked(number, [{"role": "user", "content": parts}])
-
-    asks = side_by_side(source(), patience=1e9)
-    next(asks)
-
-    assert read == 3
-
-
-def test_what_came_before_a_failure_is_handed_on() -> None:
-    """The source's own error is raised after all that it gave before."""
-
-    def source() -> Iterator[Asked]:
-        yield from questions(3)
-        raise ValueError("a row twice")
-
-    asks = side_by_side(source())
-    assert sorted(ask.number for ask in (next(asks), next(asks), next(asks))) == [
-        0,
-        1,
-        2,
+def test_pictures_fill_it_sooner() -> None:
+    """Characters count too, in what waits now: memory is bounded with pictures."""
+    picture = "data:image/png;base64," + "A" * 3_000_000
+    parts = [
+        {"type": "text", "text": "What is this?"},
+        {"type": "image_url", "image_url": {"url": picture}},
     ]
-    with pytest.raises(ValueError, match="a row twice"):
-        next(asks)
+    waiting: SideBySide[Asked] = SideBySide()
+    for _ in range(2):
+        for number in range(3):
+            assert not waiting.is_full
+            waiting.add(Asked(number, [{"role": "user", "content": parts}]))
+        assert waiting.is_full
+        assert numbers(iter(waiting.take())) == [0, 1, 2]
 
 
 def test_equal_asks_and_empty_ones_are_all_handed_on() -> None:

@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pydantic
 import pytest
 from client_tools import StandIn
 
 from llamatelemetry.batch import Results, map_prompts
 from llamatelemetry.batch._places import Places
+from llamatelemetry.batch._schema import SchemaMismatchError
 from llamatelemetry.batch.results import Tally
 
 
@@ -70,10 +73,68 @@ def test_rows_come_in_their_order(mixed: Results) -> None:
 
 
 def test_a_row_is_found_by_its_id(mixed: Results) -> None:
-    """One that there is not is a KeyError, as in a dictionary."""
+    """One that there is not is a KeyError, as in a dictionary; a slice is none."""
     assert mixed["row 2"].answer == "answer 2"
-    with pytest.raises(KeyError, match="row 3"):
-        mixed["row 3"]
+    for missing in ("row 3", 2.5, None):
+        with pytest.raises(KeyError, match=str(missing)):
+            mixed[missing]
+    with pytest.raises(TypeError, match=r"a row's id, no slice; list\(results\)"):
+        mixed[:2]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("id", "label"),
+    [
+        (3, np.int64(3)),
+        (3, 3.0),
+        ("x", np.str_("x")),
+        ("0.5", 0.5),
+        ("2026-01-02 00:00:00", pd.Timestamp("2026-01-02")),
+        ("('a', 1)", ("a", 1)),
+    ],
+)
+def test_a_row_is_found_by_its_entry_in_an_index(
+    tmp_path: Path,
+    id: Any,  # noqa: A002 - the record's own word
+    label: Any,
+) -> None:
+    """What a DataFrame's index holds finds the row that it named."""
+    results = results_of(tmp_path / "r.jsonl", [record(0, id=id)])
+    assert results[label].id == id
+
+
+def test_an_answer_that_fits_no_more_is_an_error_of_its_row(tmp_path: Path) -> None:
+    """A validator was changed since: the others can be looked at."""
+
+    def restore(text: str) -> str:
+        if text == "answer 1":
+            raise SchemaMismatchError("at x: no such label")
+        return text.upper()
+
+    records = [record(0), record(1, value="answer 1"), record(2)]
+    records.append(record(3, error={"type": "Earlier", "message": "it failed"}))
+    results = results_of(tmp_path / "r.jsonl", records, restore=restore)
+    assert [row.value for row in results] == ["ANSWER 0", None, "ANSWER 2", None]
+    assert results["row 1"].error == {
+        "type": "SchemaError",
+        "message": "at x: no such label",
+    }
+    errors = results.to_dataframe()["error"].dropna()
+    assert list(errors) == ["SchemaError", "Earlier"]
+
+
+def test_a_row_has_its_place_in_this_call(tmp_path: Path) -> None:
+    """The line of an earlier call may say another."""
+    path = tmp_path / "r.jsonl"
+    error = {"type": "ClientError", "message": "no"}
+    results_of(path, [record(5), record(7, error=error)])
+    places, offset = Places(), len(path.read_bytes().splitlines(keepends=True)[0])
+    places.put(1, "row 5", path, 0, failed=False)
+    places.put(0, "row 7", path, offset, failed=True)
+    results = Results(places, path, Tally(0, 0.1, 0, 0), ended="done", left=0)
+    assert [(row.id, row.position) for row in results] == [("row 7", 0), ("row 5", 1)]
+    assert results["row 5"].position == 1
+    assert [row.position for row in results.failures()] == [0]
 
 
 def test_failures_are_told_apart(mixed: Results) -> None:
@@ -139,6 +200,9 @@ def test_it_says_how_it_ended(tmp_path: Path, ended: str, words: str) -> None:
     assert words in repr(results)
     assert "goes on from here" in results._repr_html_()
     assert "1,234 left" in repr(results)
+    assert "anew" not in repr(results)
+    once = results_of(tmp_path / "r.jsonl", [record(0)], ended=ended, once=True)
+    assert "the same call, with the rows given anew, goes on from here" in repr(once)
 
 
 def test_the_picture_is_drawn(mixed: Results) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from llamatelemetry._tables import write_parquet
 from llamatelemetry.batch._rows import Row, open_rows, plain
-from llamatelemetry.exceptions import ConfigurationError
+from llamatelemetry.exceptions import ConfigurationError, SetupWarning
 
 TABLE = [{"name": "a", "text": "one"}, {"name": "b", "text": "zwö\n2"}]
 
@@ -99,18 +99,45 @@ def test_a_dataframe_has_its_index_as_ids_and_plain_values() -> None:
 
 
 def test_what_an_index_cannot_name_is_named_by_position() -> None:
-    """An index with equal or missing entries gives way; a date is shown as text."""
+    """An index with equal or missing entries gives way, which is told once."""
     twice = pd.DataFrame({"a": [1, 2]}, index=["x", "x"])
     missing = pd.DataFrame({"a": [1, 2]}, index=[1.0, np.nan])
-    dates = pd.DataFrame({"a": [1]}, index=[pd.Timestamp("2026-01-02")])
-    pairs = pd.DataFrame({"a": [1]}, index=pd.MultiIndex.from_tuples([("x", 1)]))
-    gaps = pd.DataFrame({"a": [1.0, 2.0]}, index=[1.0, 2.0])
 
-    assert [row.id for row in open_rows(twice)] == [0, 1]
-    assert [row.id for row in open_rows(missing)] == [0, 1]
-    assert [row.id for row in open_rows(dates)] == ["2026-01-02 00:00:00"]
-    assert [row.id for row in open_rows(pairs)] == ["('x', 1)"]
-    assert [row.id for row in open_rows(gaps)] == [1, 2]
+    for frame, flaw in ((twice, "values twice"), (missing, "missing values")):
+        for table in (frame, frame["a"]):
+            with pytest.warns(SetupWarning, match=f"{flaw}.*reset_index") as told:
+                rows = open_rows(table)
+            assert len(told) == 1
+            assert [row.id for row in rows] == [0, 1]
+        # Who names a column, or resets the index as it says, is told nothing.
+        assert [row.id for row in open_rows(frame, id="a")] == [1, 2]
+        assert [row.id for row in open_rows(frame.reset_index(drop=True))] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("index", "ids"),
+    [
+        ([pd.Timestamp("2026-01-02")], ["2026-01-02 00:00:00"]),
+        (pd.MultiIndex.from_tuples([("x", 1)]), ["('x', 1)"]),
+        ([1.0, 2.0], [1, 2]),
+        ([0.5, 2.0, np.inf], ["0.5", 2, "inf"]),
+        ([True, False], ["True", "False"]),
+        ([7, "7"], [7, "7"]),
+    ],
+)
+def test_an_entry_of_an_index_is_a_number_or_text(index: Any, ids: Any) -> None:
+    """What is no whole number is named as it is shown."""
+    frame = pd.DataFrame({"a": range(len(ids))}, index=index)
+
+    assert [row.id for row in open_rows(frame)] == ids
+    assert [type(row.id) for row in open_rows(frame)] == list(map(type, ids))
+
+
+def test_an_index_that_cannot_name_a_row_is_called_by_its_name() -> None:
+    """Nobody gave an id: the error says where it comes from."""
+    with pytest.raises(ConfigurationError, match="'' from the DataFrame's index"):
+        open_rows(pd.DataFrame({"a": [1, 2]}, index=["", "x"]))
+    gaps = pd.DataFrame({"a": [1.0, 2.0]}, index=[5, 6])
     assert [row.id for row in open_rows(gaps, id="a")] == [1, 2]
 
 
@@ -157,6 +184,13 @@ def test_an_iterator_is_read_once_and_lazily() -> None:
     assert taken == [0, 1]
 
 
+def test_an_iterator_without_rows_is_refused_as_a_list_is() -> None:
+    """One that was read before is empty: nothing asked is not all done."""
+    for rows, named in ((iter([]), None), (iter([]), "k")):
+        with pytest.raises(ConfigurationError, match="no row.*only once"):
+            list(open_rows(rows, named))
+
+
 def test_equal_ids_are_refused_at_once_where_rows_can_be_seen() -> None:
     """The error names the id and both rows."""
     rows = [{"k": "x"}, {"k": "y"}, {"k": "x"}]
@@ -190,7 +224,8 @@ def failing(value: object) -> str:
         (None, None, "not NoneType"),
         ("nowhere.csv", None, "'nowhere.csv': there is no such file"),
         ("Summarise this.", None, "ends in .csv, .tsv"),
-        ([{"a": 1}], "b", "no such column; there are: 'a'"),
+        ([{"a": 1}], "b", "no such column; there are: 'a'$"),
+        ([{"a;b": 1}], "b", r"are: 'a;b'. If ';' is what .*read_csv\(..., sep=';'\)"),
         (pd.DataFrame({"a": [1]}), "b", "no such column; there are: 'a'"),
         (["x"], "b", "no such column; there are: none"),
         ([{"a": None}], "a", "row 0 has the id None"),
@@ -218,7 +253,10 @@ def test_rows_that_cannot_be_used_are_refused_at_once(
         ("a.csv", b"a,a\n1,2\n", "the column 'a' twice"),
         ("a.csv", b"a,b\n1,2\n1,2,3\n", "line 3 has 3 fields, .* 2 columns"),
         ("a.csv", b"a\n\xe4\xff\n", "no UTF-8 .*encoding"),
-        ("a.csv", b"a\n" + b"x" * 200_000, "field_size_limit"),
+        ("a.csv", b"a\n" + b"x" * 200_000, "line 2 .*field_size_limit"),
+        ("a.csv", b'a,b\n1,2\n3,"4\n5,6\n', "line 3 .*quotation mark missing"),
+        ("a.csv", b'a,b\n1,"2\n3,"4"\n', "line 2 .*quotation mark missing"),
+        ("a.csv", b'"a,b\n1,2\n', "line 1 .*quotation mark missing"),
         ("a.jsonl", b'{"a":1}\n{"a":', "line 2 .the last, which may be torn. is no"),
         ("a.jsonl", b'{"a":1}\n{"a":\n{"a":2}\n', "line 2 is no JSON"),
         ("a.jsonl", b"[" * 100_000, "line 1 .the last.* is no JSON"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -158,8 +159,12 @@ def test_references_inside_are_followed_and_others_refused() -> None:
             ConfigurationError, match=f"{re.escape(reference)}.*not in it"
         ):
             schema_of({**own, "anyOf": [{"$ref": reference}]})
-    # A property of that name is no reference.
+    # A property of that name is no reference, and neither is a value.
     assert schema_of({"properties": {"$ref": {"type": "string"}}}).parse("{}") == {}
+    for word, value in (("enum", [{"$ref": "foo"}]), ("const", {"$ref": "foo"})):
+        assert schema_of({word: value}).parse('{"$ref": "foo"}') == {"$ref": "foo"}
+        with pytest.raises(ConfigurationError, match="not in it"):
+            schema_of({"properties": {word: {"$ref": "#/$defs/m"}}})
 
 
 @pytest.mark.parametrize(
@@ -201,6 +206,20 @@ def test_the_fingerprint_is_of_what_is_sent() -> None:
     assert schema_of(LABEL).fingerprint == schema_of(turned).fingerprint
     assert schema_of(LABEL).fingerprint != schema_of(Review).fingerprint
     assert len(schema_of(LABEL).fingerprint) == 32
+
+
+@pytest.mark.parametrize("asked", [LABEL, {"type": "json_object"}, Review])
+def test_a_schema_can_be_pickled(asked: Any) -> None:
+    """In another process it stands for the same, and checks the same."""
+    schema = schema_of(asked)
+    copy = pickle.loads(pickle.dumps(schema))
+
+    assert copy.fingerprint == schema.fingerprint
+    assert copy.response_format == schema.response_format
+    text = '{"label": "good"}'
+    assert copy.restore(text) == schema.restore(text)
+    with pytest.raises(SchemaMismatchError):
+        copy.restore("[]")
 
 
 def test_the_repair_question_says_what_is_wrong() -> None:

@@ -82,7 +82,9 @@ def test_results_are_appended_and_found_again(tmp_path: Path) -> None:
         for position in (2, 0, 5):
             assert not store.claim(position, f"row {position}", key())
             store.add(record(position) if position else failed(position))
-            assert store.is_done(f"row {position}", key()) == bool(position)
+            found = store.find(f"row {position}", key())
+            assert found is not None
+            assert found.failed == (not position)
         places = store.places
 
         # Before it is closed too: a reader finds what was written.
@@ -121,8 +123,10 @@ def test_a_second_call_takes_what_is_done_and_asks_errors_again(
         assert not store.claim(0, "x", key())
         assert not store.claim(1, "1", key(7))
         assert not store.claim(2, "y", key())
-        assert store.is_done("1", key())
-        assert (store.kept, store.failed_before) == (1, 1)
+        found = store.find("1", key())
+        assert found is not None
+        assert (found.failed, found.model, store.kept) == (False, "other", 1)
+        assert store.find("y", key()) is None
         assert store.claim(9, "z", key())
         assert store.models == {"old"}
         store.add(record(0, id="x", answer="better"))
