@@ -50,7 +50,14 @@ from llamatelemetry.server import ServerConfig, ServerManager
 SLOTS = 4
 THREADS = (SLOTS, SLOTS + 1, 2 * SLOTS)
 TOKENS = 24
-SAMPLING = {"max_tokens": TOKENS, "temperature": 0}
+# All that chat_completion() sends by itself, so that both ask for the same work.
+SAMPLING = {
+    "max_tokens": TOKENS,
+    "temperature": 0,
+    "top_p": 0.95,
+    "top_k": 40,
+    "repeat_penalty": 1.1,
+}
 BODY = {"ignore_eos": True}
 
 AT_ONCE = 16
