@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -242,3 +243,23 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         capture_output=True,
     )
     return next(folder.glob("*.whl"))
+
+
+@pytest.fixture
+def as_anybody() -> Iterator[Path]:
+    """A folder of a user for whom permissions count, which they do not for root."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        folder = Path(name, "of-anybody")
+        folder.mkdir()
+        administrator = os.getuid() == 0
+        if administrator:
+            os.chown(folder, 65534, 65534)
+            os.setresuid(65534, 65534, 0)
+        try:
+            yield folder
+        finally:
+            if administrator:
+                os.setresuid(0, 0, 0)
+            for place, _, _ in os.walk(name):
+                os.chmod(place, 0o700)

@@ -13,10 +13,8 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -310,25 +308,6 @@ def test_what_cannot_be_resumed_from_is_refused_at_once(
         Store.open("results.jsonl", resume=resume)
 
     assert not (tmp_path / "results.jsonl").exists()
-
-
-@pytest.fixture
-def as_anybody() -> Iterator[Path]:
-    """A folder of a user for whom permissions count, which they do not for root."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
-        folder = Path(name, "of-anybody")
-        folder.mkdir()
-        administrator = os.getuid() == 0
-        if administrator:
-            os.chown(folder, 65534, 65534)
-            os.setresuid(65534, 65534, 0)
-        try:
-            yield folder
-        finally:
-            if administrator:
-                os.setresuid(0, 0, 0)
-            folder.chmod(0o700)
 
 
 def test_what_cannot_be_written_is_refused_at_once(as_anybody: Path) -> None:

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,26 +58,6 @@ def little_room(tmp_path: Path) -> Iterator[Path]:
         if not allowed:
             missing_part("the right to mount a file system", "run as root")
         yield tmp_path / "little"
-
-
-@pytest.fixture
-def as_anybody() -> Iterator[Path]:
-    """A folder of a user for whom permissions count, which they do not for root."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
-        folder = Path(name, "of-anybody")
-        folder.mkdir()
-        administrator = os.getuid() == 0
-        if administrator:
-            os.chown(folder, 65534, 65534)
-            os.setresuid(65534, 65534, 0)
-        try:
-            yield folder
-        finally:
-            if administrator:
-                os.setresuid(0, 0, 0)
-            for place, _, _ in os.walk(name):
-                os.chmod(place, 0o700)
 
 
 # Room
