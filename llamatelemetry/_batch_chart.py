@@ -219,17 +219,19 @@ def _draw_lengths(axes: Any, finished: _Finished) -> None:
     by_time = bool(finished.seconds)
     values = sorted(finished.seconds if by_time else finished.lengths)
     name = "seconds a row took" if by_time else "tokens of a row"
+    unit = " s" if by_time else ""
     axes.set_ylabel("rows", fontsize=SMALL, color=FAINT, labelpad=2)
     axes.set_xlabel(name, fontsize=SMALL, color=FAINT, labelpad=1)
     if not values:
         return
     top = values[len(values) * 99 // 100] or values[-1] or 1.0
     shown = [min(float(value), top) for value in values]
+    axes.locator_params(axis="y", integer=True)  # there is no half a row
     axes.hist(shown, bins=min(_BINS, len(values)), range=(0, top), color=_BAR)
     middle = statistics.median(values)
     axes.axvline(min(middle, top), color=USED, linewidth=1, linestyle="--")
     axes.annotate(
-        f"half below {middle:.3g}", (min(middle, top), 1),
+        f"half below {middle:.3g}{unit}", (min(middle, top), 1),
         xycoords=("data", "axes fraction"), xytext=(3, 0), textcoords="offset points",
         verticalalignment="bottom", fontsize=SMALL, color=USED,
     )  # fmt: skip

@@ -50,6 +50,23 @@ def test_what_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_an_error_names_what_was_given(tmp_path: Path) -> None:
+    """A missing folder is called that; no name of ours is in any error."""
+    (tmp_path / "file").write_text("")
+    for folder in ("missing", "file"):
+        with pytest.raises(FileNotFoundError, match="no such folder") as missing:
+            write_whole(tmp_path / folder / "table.csv", "new\n")
+        assert missing.value.filename == str(tmp_path / folder)
+        assert ".table.csv." not in str(missing.value)
+
+    long = tmp_path / ("x" * 300)
+    with pytest.raises(OSError, match="too long") as caught:
+        write_whole(long, "new\n")
+    assert caught.value.filename == str(long)
+    assert caught.value.filename2 is None
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
 def test_a_file_keeps_its_rights_and_a_link_stays_one(tmp_path: Path) -> None:
     """New files get what the umask leaves, old ones keep theirs, links lead on."""
     umask = os.umask(0o027)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from llamatelemetry.api.client import ChatCompletionResponse, ChatStream, LlamaCppClient
 from llamatelemetry.batch._asks import Ask
@@ -29,6 +30,7 @@ __all__ = [
     "answer_patiently",
     "error_record",
     "trouble_of",
+    "words_of",
 ]
 
 Hold = Callable[[Any], Any]
@@ -78,6 +80,28 @@ def trouble_of(error: LLCudaError) -> Trouble:
         return "lost" if error.type == "unavailable_error" else "busy"  # it is loading
     failed = status >= HTTPStatus.INTERNAL_SERVER_ERROR
     return "passing" if failed and status != HTTPStatus.NOT_IMPLEMENTED else "row"
+
+
+def words_of(error: Exception, server: str | None) -> str:
+    """Return what an error says, and what to do about an address that has a path.
+
+    The source of a web page, which says nothing to anybody, is left out.
+
+    Args:
+        error: What was raised.
+        server: Where: its address, or what else it is called.
+    """
+    said = str(error)
+    if not isinstance(error, ClientError) or error.status is None:
+        return said
+    said, page, _ = said.partition("check the URL: <")
+    if page:
+        said += f"check the URL (HTTP {error.status})"
+    address = urlsplit(server or "")
+    if error.status == HTTPStatus.NOT_FOUND and address.netloc and address.path:
+        plain = f"{address.scheme}://{address.netloc}"
+        return f"{said}; give the address without a path: to={plain!r}"
+    return said
 
 
 def answer(
@@ -232,7 +256,10 @@ def error_record(
         "key": key,
         "position": row.position,
         "answer": None,
-        "error": {"type": named or type(error).__name__, "message": str(error)},
+        "error": {
+            "type": named or type(error).__name__,
+            "message": words_of(error, server),
+        },
         "seconds": None if seconds is None else round(seconds, 6),
         "attempts": attempts,
         "server": server,

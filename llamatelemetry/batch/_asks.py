@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from hashlib import blake2b
 from typing import Any
 
@@ -16,16 +17,34 @@ from llamatelemetry.api._requests import (
 )
 from llamatelemetry.batch._rows import Row
 from llamatelemetry.batch._schema import Schema
-from llamatelemetry.batch._templates import MissingFieldError, Template, TemplateError
+from llamatelemetry.batch._templates import (
+    MissingFieldError,
+    Template,
+    TemplateError,
+    without_fields,
+)
 from llamatelemetry.exceptions import ConfigurationError
 
-__all__ = ["NO_KEY", "Ask", "Asker", "RowError"]
+__all__ = ["NO_KEY", "Ask", "Asker", "RowError", "function_failure"]
 
 NO_KEY = "0" * 32
 """What stands for the digest of what could not be asked."""
 
 _NOT_ASKED = frozenset(("id_slot", "cache_prompt", "on_progress"))
 """Options that say how, not what: they leave the key as it is."""
+
+_OWN_OPTIONS = (
+    *("rows", "prompt", "to", "id", "schema", "system", "concurrency", "out"),
+    *("resume", "budget", "retries", "progress"),
+)
+"""The arguments of ``map_prompts`` itself."""
+
+_NO_OPTIONS = {
+    "stream": "each answer is taken when it is whole",
+    "timeout": "a client has it: to=LlamaCppClient(url, timeout=600); when the whole "
+    "call ends is said by budget",
+}
+"""What a chat has elsewhere, and why not here."""
 
 _TEXT_PARTS = frozenset(("text", "image_url", "url"))
 """What is a template in the parts of a message."""
@@ -140,7 +159,32 @@ class Asker:
         except TemplateError as error:
             raise RowError(str(error), "TemplateError") from error
         except Exception as error:  # the user's function may raise anything
-            raise RowError(str(error), type(error).__name__) from error
+            raise function_failure("prompt", error, row) from error
+
+
+def function_failure(
+    argument: str, error: Exception, row: Row
+) -> RowError | ConfigurationError:
+    """Return what a function's failure means that a user gave.
+
+    Args:
+        argument: What it was given as.
+        error: What it raised.
+        row: What it was called for.
+
+    Returns:
+        The row's own error; or the call's, where the first row's columns were taken
+        for attributes: so will the others' be.
+    """
+    if isinstance(error, ConfigurationError):  # from the check of what it returned
+        return RowError(str(error), "ConfigurationError")
+    told = f"the function for {argument} failed ({type(error).__name__}: {error})"
+    columns = isinstance(row.value, Mapping)
+    if isinstance(error, AttributeError) and columns and error.obj is row.value:
+        told += f"; a row is a dict: row[{error.name!r}]"
+        if row.position == 0:
+            return ConfigurationError(told)
+    return RowError(told, type(error).__name__)
 
 
 def _maker(prompt: Any, names: Sequence[str]) -> _Maker:
@@ -150,12 +194,18 @@ def _maker(prompt: Any, names: Sequence[str]) -> _Maker:
         ConfigurationError: The prompt is nothing of what it can be.
     """
     if isinstance(prompt, str):
-        fill = Template(prompt, names).fill
-        return lambda value: [_user(fill(value))]
+        template = Template(prompt, names)
+        if not template.fields:
+            raise without_fields([prompt], names)
+        return lambda value: [_user(template.fill(value))]
     if callable(prompt):
         return lambda value: _from_function(prompt(value))
     if isinstance(prompt, Sequence) and prompt and not isinstance(prompt, bytes):
-        makers = [_message_maker(message, names) for message in message_list(prompt)]
+        messages = [_checked_message(message) for message in message_list(prompt)]
+        texts = [text for one in messages for text in _texts_in(one.get("content"))]
+        if not any(Template(text, names).fields for text in texts):
+            raise without_fields(texts, names)
+        makers = [_message_maker(message, names) for message in messages]
         return lambda value: [make(value) for make in makers]
     raise ConfigurationError(
         "prompt takes a template like 'Summarise: {text}', a list of messages, or a "
@@ -184,6 +234,7 @@ def _checked_message(message: Any) -> dict[str, Any]:
         not isinstance(message, Mapping)
         or not isinstance(message.get("role"), str)
         or not isinstance(content, str | list | tuple | Mapping | None)
+        or (content is None and not message.get("tool_calls"))
     ):
         raise ConfigurationError(
             'a message is a dict like {"role": "user", "content": "Hello!"}, whose '
@@ -193,11 +244,22 @@ def _checked_message(message: Any) -> dict[str, Any]:
 
 
 def _message_maker(
-    message: Any, names: Sequence[str]
+    message: dict[str, Any], names: Sequence[str]
 ) -> Callable[[Any], dict[str, Any]]:
-    checked = _checked_message(message)
-    fill = _content_maker(checked.get("content"), names)
-    return lambda value: {**checked, "content": fill(value)}
+    fill = _content_maker(message.get("content"), names)
+    return lambda value: {**message, "content": fill(value)}
+
+
+def _texts_in(content: Any) -> Iterator[str]:
+    """Yield the texts of a message's content that are templates."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, Mapping):
+        for name, part in content.items():
+            yield from _texts_in(part if name in _TEXT_PARTS else None)
+    elif isinstance(content, list | tuple):
+        for part in content:
+            yield from _texts_in(part)
 
 
 def _content_maker(content: Any, names: Sequence[str]) -> Callable[[Any], Any]:
@@ -265,6 +327,8 @@ def _checked_sampling(
     """
     common = ChatOptions.__optional_keys__ - MoreChatOptions.__optional_keys__
     more = {name: value for name, value in sampling.items() if name not in common}
+    for name in sorted(more.keys() - MoreChatOptions.__optional_keys__):
+        _refuse_option(name)
     chat_body(30.0, [_user("")], {}, more)
     given = {name: value for name, value in sampling.items() if value is not None}
     sent = {**given, **given.get("extra_body", {})}
@@ -283,6 +347,19 @@ def _checked_sampling(
         for name, value in given.items()
         if name not in _NOT_ASKED and name != "n"  # which is 1 without it too
     }
+
+
+def _refuse_option(name: str) -> None:
+    """Refuse what is nearly an argument of ``map_prompts``; a chat refuses the rest."""
+    if name in _NO_OPTIONS:
+        raise ConfigurationError(
+            f"map_prompts has no option {name}: {_NO_OPTIONS[name]}"
+        )
+    near = get_close_matches(name, [*_OWN_OPTIONS, *ChatOptions.__optional_keys__], 1)
+    if near and near[0] in _OWN_OPTIONS:
+        raise ConfigurationError(
+            f"map_prompts has no option {name} (did you mean {near[0]}?)"
+        )
 
 
 def _whole(value: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeAlias
@@ -37,7 +38,7 @@ class BatchProgress:
         rows_per_second: Rows finished in a second; None before the first.
         tokens_per_second: Tokens generated in a second; None before the first row.
         seconds_left: Seconds until all is done; None where that cannot be told.
-        words: What is being waited for, or "".
+        words: What is being waited for, or ""; after Ctrl-C, how many still run.
         ended: Whether this is the last word.
     """
 
@@ -85,6 +86,7 @@ class BatchBar:
         self._failed = 0
         self._running = 0
         self._words = ""
+        self._winding_up = False
         self._next = clock()
 
     def __enter__(self) -> Self:
@@ -97,7 +99,9 @@ class BatchBar:
         trace: TracebackType | None,
     ) -> None:
         self._running = 0
-        self._show(ended=True)
+        # A function that fails must not hide what is on its way.
+        with suppress(*() if error is None else (Exception,)):
+            self._show(ended=True)
         self._bar.close()
 
     @property
@@ -133,6 +137,10 @@ class BatchBar:
         """Show what is being waited for, "" for nothing; from any thread."""
         self._words = words
 
+    def wind_up(self) -> None:
+        """Show from now on that after Ctrl-C nothing new is begun."""
+        self._winding_up = True
+
     def learn_total(self, total: int) -> None:
         """Show how many rows there are, now that it is known; from any thread."""
         with self._lock:
@@ -152,6 +160,11 @@ class BatchBar:
     def _progress(self, *, ended: bool) -> BatchProgress:
         with self._lock:
             told = self._estimator.estimate(self._clock(), self._running)
+            words = self._words
+            if self._winding_up and self._running:
+                words = (
+                    f"ending: {self._running:,} still running; Ctrl-C again drops them"
+                )
             return BatchProgress(
                 self._estimator.finished - self._failed,
                 self._estimator.total,
@@ -160,7 +173,7 @@ class BatchBar:
                 told.rows_per_second,
                 told.tokens_per_second,
                 told.seconds_left,
-                self._words,
+                words,
                 ended,
             )
 

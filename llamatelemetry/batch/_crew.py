@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from llamatelemetry._deadline import Deadline
 from llamatelemetry.api.client import LlamaCppClient
-from llamatelemetry.batch._answer import trouble_of
+from llamatelemetry.batch._answer import trouble_of, words_of
 from llamatelemetry.batch._pace import Concurrency
 from llamatelemetry.batch._post import Post
 from llamatelemetry.batch._supply import Supply, Task, Waiting
@@ -268,7 +268,10 @@ class Crew(Generic[ItemT, ResultT]):
         if error is None:
             post.answered()
             self._answered = True
+        counts = error is not None and self._says_something(task, error)
         self._note(task, Outcome(value, error, task.attempts, seconds, lane.name))
+        if error is not None and counts:
+            self._refuse_all_alike(error, lane.name)
 
     def _job(self, lane: Lane, task: Task[ItemT]) -> Job[ItemT]:
         called_off = self.ending.is_set
@@ -280,7 +283,6 @@ class Crew(Generic[ItemT, ResultT]):
         """Note what an error says about the server; return whether to try again."""
         trouble = trouble_of(error)
         if trouble == "row":
-            self._refuse_all_alike(task, error)
             return False
         if trouble == "lost":
             if post.doubt(began, error):
@@ -292,20 +294,22 @@ class Crew(Generic[ItemT, ResultT]):
         again = task.attempts - task.losses <= self._retries
         if trouble == "passing":
             post.doubt(began, None)
-            if not again:
-                self._refuse_all_alike(task, error)
         return again
 
-    def _refuse_all_alike(self, task: Task[ItemT], error: LLCudaError) -> None:
-        """End the run where that many were refused with the same words, none answered.
+    def _says_something(self, task: Task[ItemT], error: LLCudaError) -> bool:
+        """Whether an item's refusal may be the server's; asked before it is recorded.
 
         An item that was refused in an earlier run does not count: so a table whose
         first rows are bad is come through, call by call.
         """
-        if self._answered or isinstance(error, ContextLengthError):
-            return
-        if not self._counts(task.item):
-            return
+        if self._answered or self.ending.is_set():
+            return False
+        if isinstance(error, ContextLengthError):
+            return False
+        return trouble_of(error) in {"row", "passing"} and self._counts(task.item)
+
+    def _refuse_all_alike(self, error: LLCudaError, server: str) -> None:
+        """End the run where that many were refused alike, and none answered."""
         words = error.message if isinstance(error, ClientError) else str(error)
         with self._lock:
             self._refusals[words] += 1
@@ -314,8 +318,9 @@ class Crew(Generic[ItemT, ResultT]):
             self._fail(
                 BatchError(
                     f"each of the first {_REFUSALS} rows was refused with the same "
-                    f"words, and none was answered, so this was ended: {error} (if it "
-                    "is only these rows, call again: they are not counted twice)"
+                    "words, and none was answered, so this was ended: "
+                    f"{words_of(error, server)} (if it is only these rows, call again: "
+                    "they are not counted twice)"
                 )
             )
 

@@ -155,6 +155,14 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """Return the vectors, so that ``np.asarray`` and all of numpy take this."""
+        array = self.array
+        made = array if dtype is None else array.astype(dtype, copy=False)
+        if copy is False and made is not array:
+            raise ValueError(f"vectors of {array.dtype} cannot be {dtype} uncopied")
+        return made.copy() if copy and made is array else made
+
     def __repr__(self) -> str:
         told = [f"{self.done:,} of {len(self.ids):,} rows"]
         if self.done:
@@ -212,9 +220,10 @@ def map_embeddings(
             has another model than the one of the vectors in the file.
         NotSupportedError: The server was started without ``embeddings=True``.
         AuthenticationError: The server wants another key.
-        BatchError: The servers are gone; ``results`` has what there is so far.
+        BatchError: The servers are gone.
         DiskSpaceError: There is no room for the file, in bytes.
         KeyboardInterrupt: Ctrl-C; what ran was finished and kept, and it says how much.
+            Like all that ends a run, it has what there is so far in ``results``.
 
     Examples:
         >>> from llamatelemetry import ServerConfig, ServerManager
@@ -257,18 +266,31 @@ def map_embeddings(
             counts=work.counts,
             say=bar.say,
         )
-        try:
-            ended = oversee(
-                crew, deadline=deadline, grace=_grace(deadline), tick=work.tick
-            )
-        except LLCudaError as error:
-            vars(error)["results"] = work.embeddings(path, "failed")
-            error.add_note(work.words(path))
-            raise
+        ended = _oversee(work, crew, deadline, path)
     warn_of_lost(crew.lost)
     if ended == "interrupted":
-        raise KeyboardInterrupt(work.words(path))
+        stopped = KeyboardInterrupt(work.words(path))
+        vars(stopped)["results"] = work.embeddings(path, ended)
+        raise stopped
     return work.embeddings(path, ended)
+
+
+def _oversee(
+    work: _Work, crew: Crew[list[Piece], list[_Vector]], deadline: Deadline, path: Path
+) -> Ended:
+    try:
+        return oversee(
+            crew,
+            deadline=deadline,
+            grace=min(_GRACE_SECONDS, deadline.remaining),
+            tick=work.tick,
+            interrupted=work.bar.wind_up,
+        )
+    except BaseException as error:
+        with suppress(Exception):  # the rows may be what cannot be read
+            vars(error)["results"] = work.embeddings(path, "failed")
+        error.add_note(work.words(path))
+        raise
 
 
 def _count_of(table: Rows) -> int:
@@ -278,10 +300,6 @@ def _count_of(table: Rows) -> int:
             "list(rows), or the path of a file"
         )
     return table.count
-
-
-def _grace(deadline: Deadline) -> float:
-    return min(_GRACE_SECONDS, deadline.remaining)
 
 
 def _checked_path(out: str | os.PathLike[str]) -> Path:
@@ -318,7 +336,7 @@ class _Work:
         batch_size: int,
     ) -> None:
         self._table, self._texts = table, texts
-        self._vectors, self._bar = vectors, bar
+        self._vectors, self.bar = vectors, bar
         self._batch_size = batch_size
         self._began = time.monotonic()
         self._together = Togetherness()
@@ -329,8 +347,8 @@ class _Work:
         pieces = self._vectors.to_ask(
             self._table,
             self._texts,
-            kept=self._bar.keep,
-            failed=lambda: self._bar.add(0, failed=True),
+            kept=self.bar.keep,
+            failed=lambda: self.bar.add(0, failed=True),
         )
         while chunk := list(islice(pieces, self._batch_size)):
             yield chunk
@@ -376,7 +394,7 @@ class _Work:
                 self._vectors.fail(piece, vector.error)
             else:
                 self._vectors.put(piece, vector.values, vector.model)
-            self._bar.add(
+            self.bar.add(
                 outcome.seconds,
                 tokens=vector.tokens,
                 failed=vector.error is not None,
@@ -384,7 +402,7 @@ class _Work:
 
     def tick(self, running: int) -> None:
         """Show how far it is, and tell once of servers that are asked slowly."""
-        self._bar.tick(running * self._batch_size)
+        self.bar.tick(running * self._batch_size)
         for server in self._together.faulty:
             if server not in self._told:
                 self._told.add(server)
@@ -399,9 +417,10 @@ class _Work:
 
     def words(self, path: Path) -> str:
         """Return what is kept, and how to go on."""
+        failed = f", {self._vectors.failed:,} failed" if self._vectors.failed else ""
         return (
-            f"{self._vectors.done:,} of {self._table.count:,} rows are kept in {path}; "
-            "the same call goes on from there"
+            f"{self._vectors.done:,} of {self._table.count:,} rows are kept in {path}"
+            f"{failed}; the same call goes on from there"
         )
 
     def embeddings(self, path: Path, ended: Ended | Literal["failed"]) -> Embeddings:

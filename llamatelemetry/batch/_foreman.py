@@ -57,6 +57,7 @@ def oversee(
     deadline: Deadline = _NEVER,
     grace: float = 30.0,
     tick: Callable[[int], object] = lambda _: None,
+    interrupted: Callable[[], object] = lambda: None,
 ) -> Ended:
     """Start a run, and wait for its end in this thread, in short waits.
 
@@ -68,6 +69,7 @@ def oversee(
         deadline: When nothing new is begun any more.
         grace: Seconds that what runs then has to come to its end.
         tick: Called about ten times a second with how many items are worked on.
+        interrupted: Called at the first Ctrl-C.
 
     Returns:
         "interrupted" after Ctrl-C; raising is the caller's, who closes files first.
@@ -95,6 +97,7 @@ def oversee(
                     break
                 until = Deadline(deadline.at + grace)
                 run.wind_up()
+                interrupted()
     except BaseException:
         run.call_off()
         with contextlib.suppress(Exception):  # what is raised is what happened first

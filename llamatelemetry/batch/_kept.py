@@ -7,9 +7,11 @@ import warnings
 from pathlib import Path
 
 from llamatelemetry._environment import detect_platform
-from llamatelemetry.exceptions import SetupWarning
+from llamatelemetry.exceptions import ConfigurationError, SetupWarning
 
 __all__ = ["lost_advice", "warn_if_lost"]
+
+_TABLES = frozenset((".csv", ".tsv", ".parquet", ".pq", ".xlsx"))
 
 _DRIVE_FOLDERS = frozenset(
     ("MyDrive", "My Drive", "Shareddrives", "Shared drives", "Othercomputers")
@@ -22,12 +24,24 @@ def warn_if_lost(
 ) -> None:
     """Warn once if the platform will not keep a file that is going to be written.
 
+    A name that promises a table is refused: what lies there are lines of JSON.
+
     Args:
         path: The file; neither it nor its folder need exist.
         what: The argument that names it.
         stacklevel: Whose line the warning shows: 1 is the one that calls this, 2 the
             one that called that.
+
+    Raises:
+        ConfigurationError: It is named as a table.
     """
+    name = Path(path)
+    if name.suffix.lower() in _TABLES:
+        raise ConfigurationError(
+            f"{what}={os.fspath(path)!r} will hold lines of JSON, and no table: name "
+            f"it {name.with_suffix('.jsonl').name!r}; results.to_dataframe() makes a "
+            "table of it"
+        )
     advice = lost_advice(path)
     if advice is not None:
         message = f"{what}={os.fspath(path)!r} is lost with this session: {advice}"

@@ -12,6 +12,7 @@ from functools import partial
 from os import PathLike
 from typing import Any, Literal, NoReturn
 
+from llamatelemetry._deadline import Deadline
 from llamatelemetry.batch._answer import Asking, answer, error_record
 from llamatelemetry.batch._asks import Ask, Asker, RowError
 from llamatelemetry.batch._bar import BatchBar, Shown
@@ -27,7 +28,7 @@ from llamatelemetry.batch._schema import Schema
 from llamatelemetry.batch._store import Store, check_apart
 from llamatelemetry.batch._targets import Lane, open_lanes
 from llamatelemetry.batch.results import Results, Tally
-from llamatelemetry.exceptions import LLCudaError, SetupWarning
+from llamatelemetry.exceptions import SetupWarning
 
 __all__ = ["map_prompts"]
 
@@ -64,11 +65,13 @@ def map_prompts(
             Parquet file. They are read as they are needed.
         prompt: A template with the columns' names, ``"Summarise: {text}"``, where
             ``{row}`` is a row that is a plain value; or messages, whose texts are
-            templates and whose images pass through; or a function from a row to either.
+            templates and whose images pass through; or a function from a row (a dict of
+            its columns) to either. A template needs a field.
         to: A session, a ServerPool, a ServerManager, a client, a URL, a list of those,
             or a RayCluster. A server that dies is started again, or waited for.
-        id: The column, or a function, that names each row. None: a DataFrame's index
-            if it is unique, else the row's place, from 0.
+        id: The column, or a function, that names each row; a whole number in a CSV is
+            one. None: a DataFrame's index if it is unique, else the row's place,
+            from 0.
         schema: What answers must be: a JSON schema or a pydantic model class. One that
             is not is repaired once.
         system: What the system message says.
@@ -94,10 +97,10 @@ def map_prompts(
         ConfigurationError: A value cannot work, or two rows have one id.
         AuthenticationError: A server wants an API key: give ``to`` a client with it.
         BatchError: No server is left, or they refuse whatever they are asked.
-        DiskSpaceError: The disk is full. Like those above, it has what was answered by
-            then in ``results``, and in the file.
+        DiskSpaceError: The disk is full.
         KeyboardInterrupt: After Ctrl-C, once what runs is answered; at once after two.
-            It says what is kept and what is left.
+            It says what is kept and what is left. Like all that ends a run, it has what
+            was answered by then in ``results``.
 
     Examples:
         >>> from llamatelemetry.batch import map_prompts
@@ -128,24 +131,38 @@ def map_prompts(
             run = _make_run(
                 batch, to, lanes, asking, concurrency=concurrency, retries=retries
             )
-            try:
-                ended = oversee(
-                    run,
-                    deadline=deadline,
-                    grace=min(_GRACE, deadline.remaining),
-                    tick=batch.tick,
-                )
-            except BaseException as error:  # noqa: BLE001 - raised again there
-                batch.fail(error, form)
-            batch.tick(0)
+            ended = _oversee(batch, run, deadline, form)
     finally:
         for lane in lanes:
             lane.close()
     warn_of_lost(run.lost)
     results = batch.results(ended, form)
     if ended == "interrupted":
-        raise KeyboardInterrupt(_kept(results))
+        stopped = KeyboardInterrupt(_kept(results))
+        vars(stopped)["results"] = results
+        raise stopped
     return results
+
+
+def _oversee(
+    batch: _Batch,
+    run: Crew[Ask, dict[str, Any]] | ElsewhereRun,
+    deadline: Deadline,
+    form: Schema | None,
+) -> Ended:
+    try:
+        ended = oversee(
+            run,
+            deadline=deadline,
+            grace=min(_GRACE, deadline.remaining),
+            tick=batch.tick,
+            interrupted=batch.bar.wind_up,
+        )
+        batch.store.close()  # what it raises has the results too
+    except BaseException as error:  # noqa: BLE001 - raised again there
+        batch.fail(error, form)
+    batch.tick(0)
+    return ended
 
 
 def _make_run(
@@ -280,6 +297,7 @@ class _Batch:
             time.monotonic() - self.began,
             self.prompt_tokens,
             self.completion_tokens,
+            self.store.kept,
         )
         left = None if total is None else max(0, total - len(places))
         restore = None if form is None else form.restore
@@ -296,17 +314,17 @@ class _Batch:
     def fail(self, error: BaseException, form: Schema | None) -> NoReturn:
         """Raise what ended the run, with the results so far on it."""
         results = self.results("failed", form)
-        if isinstance(error, LLCudaError):
-            vars(error)["results"] = results
+        vars(error)["results"] = results
         error.add_note(_kept(results))
         raise error
 
 
 def _kept(results: Results) -> str:
     """Return in words what is kept, and how to go on; an iterator's rows are gone."""
+    failed = f", {results.failed:,} failed" if results.failed else ""
     left = "" if results.left is None else f", {results.left:,} are left"
     anew = ", with the rows given anew," if results.once else ""
     return (
-        f"{results.done:,} rows are answered and kept in {results.path}{left}; the "
-        f"same call{anew} goes on from there"
+        f"{results.done:,} rows are answered and kept in {results.path}{failed}{left}; "
+        f"the same call{anew} goes on from there"
     )

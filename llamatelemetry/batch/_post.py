@@ -11,6 +11,7 @@ from llamatelemetry.batch._targets import Lane, Sign
 from llamatelemetry.exceptions import (
     BatchError,
     ConnectionFailedError,
+    LLCudaError,
     RequestTimeoutError,
 )
 
@@ -24,6 +25,7 @@ PATIENCE_AT_FIRST = 60.0
 
 PATIENCE_WHILE_LOADING = 3600.0
 
+_WHY_SECONDS = 1.0
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 5.0
 _MOST_LOSSES = 10
@@ -59,6 +61,7 @@ class Post:
         self._known = False
         self._hired, self._busy = 1, 0
         self._silent = False
+        self._why = ""
         self._doubted = True
         self._doubted_at = self._ready_since = float("-inf")
         self._losses = 0
@@ -127,8 +130,10 @@ class Post:
         if not (self._doubted and self._silent):
             return None
         if self._known:
-            return BatchError(f"{self.lane.name} gave no sign at the end")
-        return BatchError(f"{self.lane.name} did not answer; is it the right address?")
+            return BatchError(f"{self.lane.name} gave no sign at the end{self._why}")
+        return BatchError(
+            f"{self.lane.name} did not answer{self._why}; is it the right address?"
+        )
 
     @property
     def is_doubted(self) -> bool:
@@ -193,9 +198,11 @@ class Post:
                 self._be_ready(said=pause > _FIRST_PAUSE)
                 return True
             if sign != "silent":
-                seen = now
+                seen, self._why = now, ""
+            elif not self._why:
+                self._why = _why(self.lane)
             self._refuse_to_wait(sign, now - began, now - seen)
-            self._say(f"waiting for {self.lane.name}")
+            self._say(f"waiting for {self.lane.name}{self._why}")
             with self._news:
                 self._news.wait(pause)
             pause = min(1.6 * pause, _LONGEST_PAUSE)
@@ -237,7 +244,21 @@ class Post:
         if sign != "silent":
             what = f"said for {waited:.0f} s that it is not ready yet"
         elif at_first:
-            what = f"did not answer in {silent:.0f} s; is it the right address?"
+            what = (
+                f"did not answer in {silent:.0f} s{self._why}; is it the right address?"
+            )
         else:
-            what = f"gave no sign for {silent:.0f} s"
+            what = f"gave no sign for {silent:.0f} s{self._why}"
         raise BatchError(f"{self.lane.name} {what}")
+
+
+def _why(lane: Lane) -> str:
+    """Return in words, after a space, why a server cannot be reached; "" if unknown."""
+    client = lane.client.with_options(timeout=_WHY_SECONDS, total_timeout=_WHY_SECONDS)
+    try:
+        client.health()
+    except LLCudaError as error:
+        cause = error.__cause__
+        said = str(cause) if isinstance(cause, OSError) else ""
+        return f" ({said})" if said else ""
+    return ""

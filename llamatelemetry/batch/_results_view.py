@@ -17,7 +17,7 @@ _LONGEST = 300  # characters of a line
 _MOST_FAILURES = 3
 
 _ENDS = {
-    "done": "all rows were come to",
+    "done": "all rows done",
     "budget": "its budget was over",
     "interrupted": "it was interrupted",
     "failed": "an error ended it",
@@ -26,7 +26,11 @@ _ENDS = {
 
 def title(results: Results) -> str:
     """Return in words how much is done."""
-    told = [f"{results.done:,} rows answered"]
+    answered = f"{results.done:,} rows answered"
+    if results.kept:
+        now = results.done - results.kept
+        answered += f" ({now:,} now, {results.kept:,} before)"
+    told = [answered]
     if results.failed:
         told.append(f"{results.failed:,} failed")
     if results.left:
@@ -72,7 +76,7 @@ def _rows(results: Results) -> list[tuple[str, str]]:
         tokens = f"{results.prompt_tokens:,} read, {results.completion_tokens:,} made"
         rows += [("speed", speed), ("tokens", tokens)]
     if results.failed:
-        for row, _ in zip(results.failures(), range(_MOST_FAILURES), strict=False):
+        for row in results.failures(_MOST_FAILURES):
             error = row.error or {}
             said = f"row {row.id}: {error.get('type')}: {error.get('message')}"
             rows.append(("failed", printable(said, _LONGEST)))

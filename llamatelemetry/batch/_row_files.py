@@ -12,7 +12,7 @@ from typing import Any
 from llamatelemetry._tables import parquet_shape, read_parquet
 from llamatelemetry.exceptions import ConfigurationError
 
-__all__ = ["columns_of", "delimiter_hint", "values_in"]
+__all__ = ["columns_of", "delimiter_hint", "holds_texts", "values_in"]
 
 _OTHER_DELIMITERS = ";\t|"
 
@@ -44,6 +44,11 @@ def columns_of(path: Path) -> tuple[str, ...]:
         with _errors_named(path), _opened(path) as file:
             return tuple(next(_csv_records(path, file), (0, []))[1])
     return ()
+
+
+def holds_texts(path: Path) -> bool:
+    """Whether all values in a file are texts, numbers too, as in a CSV."""
+    return path.suffix.lower() in _DELIMITERS
 
 
 def delimiter_hint(names: Sequence[str]) -> str:

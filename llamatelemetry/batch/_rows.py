@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from collections.abc import Set as AbstractSet
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 from llamatelemetry.batch._row_files import (
     columns_of,
     delimiter_hint,
+    holds_texts,
     values_in,
 )
 from llamatelemetry.exceptions import ConfigurationError, SetupWarning
@@ -28,6 +30,12 @@ _KINDS = (
 )
 _NO_ROW = "rows holds no row; there is nothing to ask"
 _MISSING = frozenset(("NAType", "NaTType"))  # pandas' own words for "no value"
+
+_WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,18}")
+"""Not "007": what is written otherwise than a number is would lose that."""
+
+_LARGEST = 2**63 - 1
+"""What pandas and Parquet have room for."""
 
 Identify = str | Callable[[Any], str | int] | None
 
@@ -57,6 +65,7 @@ class _Source:
         names: The columns, as far as the source itself tells them.
         once: Whether it can be read once only.
         flaw: Why its index cannot name rows, if it has one that cannot.
+        texts: Whether numbers in it are texts.
     """
 
     values: Callable[[], Iterator[Any]]
@@ -64,6 +73,7 @@ class _Source:
     names: tuple[str, ...] = ()
     once: bool = False
     flaw: str = ""
+    texts: bool = False
 
 
 class Rows:
@@ -148,7 +158,8 @@ class Rows:
                 raise ConfigurationError(
                     f"row {position}: {_no_column(self._identify, columns)}"
                 )
-            return _as_id(value[self._identify], position)
+            named = value[self._identify]
+            return _as_id(_read(named) if self._source.texts else named, position)
         try:
             made = self._identify(value)
         except Exception as error:
@@ -165,7 +176,8 @@ def open_rows(rows: Any, id: Identify = None) -> Rows:  # noqa: A002 -- what use
     Args:
         rows: A DataFrame, a list, an iterator, or the path of a file.
         id: The column that names each row, or a function of a row that does. None: a
-            DataFrame's index if it has no value twice, else the position.
+            DataFrame's index if it has no value twice, else the position. A whole
+            number in a CSV's column is one, as pandas reads it.
 
     Raises:
         ConfigurationError: They cannot be read, or two of them have one id.
@@ -191,7 +203,11 @@ def _source(rows: Any) -> _Source:
     if isinstance(rows, str | os.PathLike):
         path = Path(rows).expanduser()
         read = values_in(path)
-        return _Source(lambda: _plain_values(read()), names=columns_of(path))
+        return _Source(
+            lambda: _plain_values(read()),
+            names=columns_of(path),
+            texts=holds_texts(path),
+        )
     return _frame(rows) or _iterable(rows)
 
 
@@ -287,6 +303,16 @@ def _as_id(value: Any, position: int, whence: str = "") -> str | int:
         f"row {position} has the id {value!r}{whence}; an id is text that is not "
         "empty, or a whole number"
     )
+
+
+def _read(text: str | None) -> str | int | None:
+    """Return a CSV's text as the whole number that it stands for, if it does.
+
+    So a row has one id, whether the file is given, or what pandas has read of it.
+    """
+    if text is None or not _WHOLE_NUMBER.fullmatch(text):
+        return text
+    return int(text) if abs(int(text)) <= _LARGEST else text
 
 
 def _digest(id: str | int) -> bytes:  # noqa: A002 -- what users call it

@@ -220,6 +220,11 @@ def _lane(to: str | LlamaCppClient | ServerManager | ServerPool | Session) -> La
     if isinstance(to, PoolClient):
         return _PoolLane(to, None)
     if isinstance(to, str):
+        if "://" not in to:
+            raise ConfigurationError(
+                f"to={to!r} is no address like 'http://127.0.0.1:8080'; for a model: "
+                f"with launch({to!r}) as session: ... to=session"
+            )
         return _ClientLane(LlamaCppClient(to), owned=True)
     return _ClientLane(to, owned=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,13 +10,18 @@ from typing import Any
 from llamatelemetry.batch._row_files import delimiter_hint
 from llamatelemetry.exceptions import ConfigurationError
 
-__all__ = ["MissingFieldError", "Template", "TemplateError"]
+__all__ = ["MissingFieldError", "Template", "TemplateError", "without_fields"]
 
 _DOUBLED = "Braces that are no field are doubled: {{ and }}"
 _OWN_MARKS = (".", ":", "[", "!")
 """What means something of its own in a field, and may be in a column's name."""
 
 _WHOLE_ROW = "row"
+_DOUBLED_FIELD = re.compile(r"\{\{ *\w+ *\}\}")
+"""What is a field in other languages of templates."""
+
+_FEW = 3
+"""Columns that are named as examples."""
 
 
 class TemplateError(Exception):
@@ -50,12 +56,20 @@ _FILLER = _Filler()
 class Template:
     """One text with fields.
 
+    Args:
+        text: The text.
+        names: The rows' columns, as far as they are known.
+        what: What it is called in errors.
+
     Attributes:
         fields: The columns it needs; "row" stands for a whole row of one value.
     """
 
-    def __init__(self, text: str, names: Sequence[str] = ()) -> None:
+    def __init__(
+        self, text: str, names: Sequence[str] = (), what: str = "the prompt"
+    ) -> None:
         self._text = text
+        self._what = what
         self.fields = frozenset(self._checked(names))
         self._constant = None if self.fields else text.format()
 
@@ -64,18 +78,18 @@ class Template:
             found = list(_fields(self._text))
         except ValueError as error:
             raise ConfigurationError(
-                f"the prompt cannot be read as a template ({error}). {_DOUBLED}"
+                f"{self._what} cannot be read as a template ({error}). {_DOUBLED}"
             ) from error
         if found.count("") > 1:
             raise ConfigurationError(
-                "the prompt has the field {} more than once; {row} stands for the "
-                f"whole row, and {{row[0]}} for the first value in it. {_DOUBLED}"
+                f"{self._what} has the field {{}} more than once; {{row}} stands for "
+                f"the whole row, and {{row[0]}} for the first value in it. {_DOUBLED}"
             )
         for field in found:
-            name = _checked_name(field or _WHOLE_ROW)
+            name = _checked_name(field or _WHOLE_ROW, self._what)
             if names and name not in names:
                 raise ConfigurationError(
-                    f"the prompt has the field {{{field}}}, but the rows have no "
+                    f"{self._what} has the field {{{field}}}, but the rows have no "
                     f"column {name!r}; they have {_listed(names)}. "
                     f"{_advice(name, names)}"
                 )
@@ -95,16 +109,40 @@ class Template:
             values = {str(name): one for name, one in value.items()}
         missing = sorted(self.fields - values.keys())
         if missing:
-            raise MissingFieldError(_lacking(missing[0], value))
+            raise MissingFieldError(_lacking(missing[0], value, self._what))
         if all(_is_empty(values[name]) for name in self.fields):
             raise TemplateError(
-                f"the row is empty in {_listed(sorted(self.fields))}, and the prompt "
-                "has no other field"
+                f"the row is empty in {_listed(sorted(self.fields))}, and "
+                f"{self._what} has no other field"
             )
         try:
             return _FILLER.vformat(self._text, (), values)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
-            raise TemplateError(f"the prompt cannot be filled: {error}") from error
+            raise TemplateError(f"{self._what} cannot be filled: {error}") from error
+
+
+def without_fields(
+    texts: Sequence[str], names: Sequence[str], what: str = "the prompt"
+) -> ConfigurationError:
+    """Return the error for what would be the same for each row.
+
+    Args:
+        texts: Its texts, none of which has a field.
+        names: The rows' columns, as far as they are known.
+        what: What it is called.
+    """
+    examples = ", ".join(f"{{{name}}}" for name in names[:_FEW])
+    remedy = (
+        f"name a column in single braces: {examples}"
+        if names
+        else "name a column in single braces, or {row} where rows are plain values"
+    )
+    if any(_DOUBLED_FIELD.search(text) for text in texts):
+        remedy += " (doubled braces are not filled in)"
+    return ConfigurationError(
+        f"{what} has no field, so each row would be asked the same; {remedy}. If that "
+        "is meant, give a function of the row"
+    )
 
 
 def _fields(text: str) -> Iterator[str]:
@@ -115,7 +153,7 @@ def _fields(text: str) -> Iterator[str]:
             yield from _fields(specification or "")
 
 
-def _checked_name(field: str) -> str:
+def _checked_name(field: str, what: str) -> str:
     """Return the column a field is filled from.
 
     Raises:
@@ -124,25 +162,25 @@ def _checked_name(field: str) -> str:
     name = field.partition(".")[0].partition("[")[0]
     if "._" in field or "[_" in field:
         raise ConfigurationError(
-            f"the prompt's field {{{field}}} looks inside of an object, which no field "
-            f"may; use a function for the prompt. {_DOUBLED}"
+            f"{what}'s field {{{field}}} looks inside of an object, which no field "
+            f"may; use a function for {what}. {_DOUBLED}"
         )
     if not name:
         raise ConfigurationError(
-            f"the prompt's field {{{field}}} names no column. {_DOUBLED}"
+            f"{what}'s field {{{field}}} names no column. {_DOUBLED}"
         )
     return name
 
 
-def _lacking(field: str, value: Any) -> str:
+def _lacking(field: str, value: Any, what: str) -> str:
     if not isinstance(value, Mapping):
         return (
-            f"the prompt has the field {{{field}}}, but the rows are plain values of "
+            f"{what} has the field {{{field}}}, but the rows are plain values of "
             f"the kind {type(value).__name__}, which {{row}} stands for. {_DOUBLED}"
         )
     names = list(map(str, value))
     return (
-        f"the prompt has the field {{{field}}}; the row has {_listed(names)}. "
+        f"{what} has the field {{{field}}}; the row has {_listed(names)}. "
         f"{_advice(field, names)}"
     )
 
@@ -155,7 +193,12 @@ def _advice(field: str, names: Sequence[str]) -> str:
     ):
         return (
             "A column with . : [ or ! in its name cannot be a field: rename it, or use "
-            "a function for the prompt"
+            "a function"
+        )
+    if field == _WHOLE_ROW:
+        return (
+            "{row} and {} are for rows that are plain values; name a column: "
+            f"{{{names[0]}}}"
         )
     return delimiter_hint(names) or _DOUBLED
 

@@ -6,10 +6,15 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Any, TypeAlias
 
-from llamatelemetry.batch._asks import RowError
+from llamatelemetry.batch._asks import RowError, function_failure
 from llamatelemetry.batch._row_files import delimiter_hint
 from llamatelemetry.batch._rows import Row
-from llamatelemetry.batch._templates import MissingFieldError, Template, TemplateError
+from llamatelemetry.batch._templates import (
+    MissingFieldError,
+    Template,
+    TemplateError,
+    without_fields,
+)
 from llamatelemetry.exceptions import ConfigurationError
 
 __all__ = ["Texts", "WhichText", "text_key"]
@@ -39,7 +44,7 @@ class Texts:
                 )
             self._take: Callable[[Any], Any] = lambda value: value
         elif isinstance(text, str):
-            self._take = _column(text, names) or Template(text, names).fill
+            self._take = _column(text, names) or _template(text, names)
         elif callable(text):
             self._take = text
         else:
@@ -53,7 +58,8 @@ class Texts:
 
         Raises:
             RowError: It has none.
-            ConfigurationError: It is the first, and lacks what the template needs.
+            ConfigurationError: It is the first, and lacks what the template needs, or
+                the function takes it for something else.
         """
         try:
             text = self._take(row.value)
@@ -64,9 +70,10 @@ class Texts:
         except TemplateError as error:
             raise RowError(str(error), "TemplateError") from error
         except Exception as error:  # the user's function may raise anything
-            raise RowError(str(error), type(error).__name__) from error
+            raise function_failure("text", error, row) from error
         if not isinstance(text, str):
-            raise RowError(f"the text is {type(text).__name__}", "TypeError")
+            kind = "missing" if text is None else f"no text but {type(text).__name__}"
+            raise RowError(f"the text is {kind}", "TypeError")
         if not text.strip():
             raise RowError("the text is empty", "EmptyPromptError")
         return text
@@ -78,6 +85,13 @@ def text_key(text: str) -> str:
     digest = blake2b(digest_size=16, person=b"embeddings")
     digest.update(text.encode(errors="surrogatepass"))
     return digest.hexdigest()
+
+
+def _template(text: str, names: Sequence[str]) -> Callable[[Any], str]:
+    template = Template(text, names, "the text")
+    if not template.fields:
+        raise without_fields([text], names, "the text")
+    return template.fill
 
 
 def _column(text: str, names: Sequence[str]) -> Callable[[Any], Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,12 +89,14 @@ class Tally:
         seconds: How long it took.
         prompt_tokens: Tokens of their prompts.
         completion_tokens: Tokens generated for them.
+        kept: Rows that earlier calls had answered.
     """
 
     rows: int
     seconds: float
     prompt_tokens: int
     completion_tokens: int
+    kept: int
 
 
 class Results:
@@ -107,7 +110,7 @@ class Results:
         path: The file of this call.
         tally: What this call has done.
         ended: How it ended.
-        left: Rows that were not come to.
+        left: Rows not reached.
         restore: Makes a value of an answer's text, with a schema.
         once: Whether the rows came from an iterator.
 
@@ -115,9 +118,11 @@ class Results:
         path: The file that the call wrote to.
         ended: "done"; "budget" where that was over; "interrupted" or "failed" where an
             error was raised.
-        left: Rows that were not come to; None for an iterator whose end is not known.
+        left: Rows not reached; None for an iterator whose end is not known.
         once: Whether the rows came from an iterator, which is used up: the next call
             has to be given them anew.
+        kept: Rows that earlier calls had answered.
+        asked: Rows that this call has answered, or that failed in it.
         seconds: How long the call took.
         prompt_tokens: Tokens of the prompts that it has asked.
         completion_tokens: Tokens generated in it.
@@ -135,6 +140,8 @@ class Results:
         ... )
         >>> len(results), results.done, results.failed, results.left, results.ended
         (2, 2, 0, 0, 'done')
+        >>> results.asked, results.kept
+        (2, 0)
         >>> [row.id for row in results], results["a"].answer[:21]
         (['a', 'b'], 'GGUF is a file format')
     """
@@ -154,6 +161,7 @@ class Results:
         self.ended = ended
         self.left = left
         self.once = once
+        self.kept, self.asked = tally.kept, tally.rows
         self.seconds = tally.seconds
         self.prompt_tokens = tally.prompt_tokens
         self.completion_tokens = tally.completion_tokens
@@ -209,8 +217,18 @@ class Results:
             )
         place = self._places.find(label_of(id))
         if place is None:
-            raise KeyError(id)
+            raise KeyError(self._missing(id))
         return self._row(place, self._places.read(place))
+
+    def _missing(self, id: Any) -> str:  # noqa: A002 - as above
+        first = next(iter(self._places), None)
+        if first is None:
+            return f"no row has the id {id!r}: there are none"
+        known = self._places.read(first)["id"]
+        return (
+            f"no row has the id {id!r}; ids are like {known!r}; list(results)[0] is "
+            "the first row"
+        )
 
     def _row(self, place: Place, record: dict[str, Any]) -> ResultRow:
         known = {name: record[name] for name in _COLUMNS if name in record}
@@ -223,8 +241,11 @@ class Results:
                 known |= {"value": None, "error": error}
         return ResultRow(**known)
 
-    def failures(self) -> Iterator[ResultRow]:
-        """Yield the rows that have failed, in their order.
+    def failures(self, most: int | None = None) -> list[ResultRow]:
+        """Return the rows that have failed, in their order.
+
+        Args:
+            most: So many at most; None for all.
 
         Examples:
             >>> from llamatelemetry.batch import map_prompts
@@ -234,9 +255,10 @@ class Results:
             >>> [(row.id, row.error["type"]) for row in results.failures()]
             [(1, 'TemplateError')]
         """
-        for place in self._places:
-            if place.failed:
-                yield self._row(place, self._places.read(place))
+        failed = (place for place in self._places if place.failed)
+        return [
+            self._row(place, self._places.read(place)) for place in islice(failed, most)
+        ]
 
     def to_dataframe(self) -> Any:
         """Return all as a ``pandas.DataFrame``, whose index is the ids.

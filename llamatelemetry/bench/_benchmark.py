@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import numbers
 import operator
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from llamatelemetry import __version__
-from llamatelemetry.api._requests import Messages
+from llamatelemetry.api._requests import ChatOptions, Messages
 from llamatelemetry.bench import _stored
 from llamatelemetry.bench._bar import LoadBar
 from llamatelemetry.bench._energy import Meter
@@ -29,7 +31,7 @@ from llamatelemetry.bench.results import BenchmarkResult
 from llamatelemetry.exceptions import ConfigurationError, LLCudaError
 from llamatelemetry.gpu.monitor import GPUMonitor
 
-__all__ = ["Bench", "Plan", "benchmark", "keep", "planned", "whole"]
+__all__ = ["Bench", "Plan", "benchmark", "keep", "not_ours", "planned", "whole"]
 
 CONCURRENCY = (1, 2, 4, 8)
 _LEAST_REQUESTS, _REQUESTS_OF_RATE = 8, 32
@@ -184,7 +186,7 @@ def benchmark(
         ignore_eos=ignore_eos,
         timeout=timeout,
         monitor=monitor,
-        sampling={"temperature": temperature, **sampling},
+        sampling={"temperature": temperature, **not_ours(benchmark, sampling)},
     )
     done: list[LoadResult] = []
     with ExitStack() as ending:
@@ -378,6 +380,28 @@ def planned(
         monitor=monitor,
         sampling=_checked_sampling(sampling),
     )
+
+
+def not_ours(
+    measure: Callable[..., object], sampling: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Return what was given beside our own parameters, none of them misspelt.
+
+    Args:
+        measure: What was called with it, and takes it as its last parameter.
+        sampling: What was given.
+
+    Raises:
+        ConfigurationError: A name that chat_completion has not is like one of ours.
+    """
+    *ours, _ = inspect.signature(measure).parameters  # the last one takes all others
+    for name in sampling.keys() - ChatOptions.__optional_keys__:
+        begun = [known for known in ours if known.startswith(name)]
+        if near := begun or get_close_matches(name, ours, n=1):
+            raise ConfigurationError(
+                f"{measure.__name__} has no option {name} (did you mean {near[0]}?)"
+            )
+    return sampling
 
 
 def _checked_sampling(sampling: Mapping[str, Any]) -> Mapping[str, Any]:

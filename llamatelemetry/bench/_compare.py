@@ -8,18 +8,20 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from llamatelemetry.api.client import LlamaCppClient
+from llamatelemetry.bench import _stored
 from llamatelemetry.bench._benchmark import (
     CONCURRENCY,
     Bench,
     Plan,
     keep,
+    not_ours,
     planned,
     whole,
 )
 from llamatelemetry.bench._metrics import LoadResult
 from llamatelemetry.bench._prompts import Given
 from llamatelemetry.bench._ratios import checked_metrics
-from llamatelemetry.bench._target import Target, opened
+from llamatelemetry.bench._target import Target, checked_target, opened
 from llamatelemetry.bench.comparison import Comparison
 from llamatelemetry.bench.results import BenchmarkResult
 from llamatelemetry.exceptions import ConfigurationError, LLCudaError
@@ -77,7 +79,7 @@ def compare(
 
     Where more requests of one failed, or its answers are longer in the mean by more
     than 1 %, the two did not do the same work, and there is no verdict. Each verdict is
-    95 % sure by itself; of several, one is more likely to be chance.
+    at least 95 % sure by itself; of several, one is more likely to be chance.
 
     As in :func:`benchmark` prompts are computed anew each time, so that a server can be
     compared with itself; with a ``shared_prefix`` they are not. And what ends it early
@@ -142,7 +144,7 @@ def compare(
         ignore_eos=ignore_eos,
         timeout=timeout,
         monitor=monitor,
-        sampling={"temperature": temperature, **sampling},
+        sampling={"temperature": temperature, **not_ours(compare, sampling)},
     )
     engine = _checked_engine((a, b), engine)
     sides = [
@@ -152,7 +154,7 @@ def compare(
 
     def compared(count: int) -> Comparison:
         one, other = (side.result(count) for side in sides)
-        return Comparison(one, other, (first, second), chosen)
+        return Comparison(one, other, (first, second), chosen, _differences(a, b))
 
     try:
         with ExitStack() as ending:
@@ -216,13 +218,30 @@ def _checked_engine(
     What cannot start is said before the other one has worked for nothing.
 
     Raises:
-        LLCudaError: There is no such engine, or no such model.
+        LLCudaError: There is no such engine, no such model, or nothing to be asked.
     """
     for one in both:
         if isinstance(one, ServerConfig):
             engine = find_engine(engine)
             check_files(one)
+        else:
+            checked_target(one)
     return engine
+
+
+def _differences(a: Compared, b: Compared) -> dict[str, Any]:
+    """Return what the second configuration has otherwise than the first; never a key.
+
+    Neither gets the port that it names, and why something was chosen changes nothing.
+    """
+    if not (isinstance(a, ServerConfig) and isinstance(b, ServerConfig)):
+        return {}
+    one, other = (_stored.plain_json(each.to_dict()) for each in (a, b))
+    return {
+        name: value
+        for name, value in other.items()
+        if name not in ("port", "notes") and value != one[name]
+    }
 
 
 def _opening(

@@ -33,8 +33,7 @@ def written(kind: str, value: Mapping[str, Any], path: FilePath | None) -> str |
         OSError: It cannot be written; the old file is as it was.
     """
     head = {"llamatelemetry": kind, "format": _FORMAT}
-    # What was put into requests may hold objects that JSON has no word for.
-    text = json.dumps({**head, **value}, indent=1, default=str)
+    text = json.dumps({**head, **value}, indent=1)
     if path is None:
         return text
     write_whole(path, text + "\n")
@@ -98,7 +97,10 @@ def load_from(value: Mapping[str, Any]) -> LoadResult:
 
 
 def plain_json(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values as they are once they were JSON: lists, texts, numbers."""
+    """Return values as they are once they were JSON: lists, texts, numbers.
+
+    What JSON has no word for, such as a function, is told as text.
+    """
     known: dict[str, Any] = json.loads(json.dumps(value, default=str))
     return known
 

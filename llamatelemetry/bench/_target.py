@@ -22,7 +22,7 @@ from llamatelemetry.pool.client import PoolClient
 from llamatelemetry.pool.server_pool import ServerPool
 from llamatelemetry.session import Session
 
-__all__ = ["Opened", "Target", "opened"]
+__all__ = ["Opened", "Target", "checked_target", "opened"]
 
 Target: TypeAlias = Session | ServerPool | LlamaCppClient | str
 
@@ -50,6 +50,30 @@ class Opened:
     slots: int | None
 
 
+def checked_target(target: Any) -> None:
+    """Say at once what cannot be measured.
+
+    Args:
+        target: What is to be measured.
+
+    Raises:
+        ConfigurationError: It is none of the things that can, or a text that is no
+            address, such as a model's name.
+    """
+    if isinstance(target, Session | ServerPool | LlamaCppClient):
+        return
+    if not isinstance(target, str):
+        raise ConfigurationError(
+            f"this measures a Session, a ServerPool, a LlamaCppClient or a URL, "
+            f"not {target!r}; for a ServerManager that is server.get_url()"
+        )
+    if "://" not in target:
+        raise ConfigurationError(
+            f"{target!r} is no address like 'http://127.0.0.1:8080'; for a model: "
+            f"with launch({target!r}) as session: ..., and give the session"
+        )
+
+
 @contextlib.contextmanager
 def opened(target: Target, timeout: float) -> Iterator[Opened]:
     """Open what is to be measured; a client that was made for it is closed again.
@@ -62,6 +86,7 @@ def opened(target: Target, timeout: float) -> Iterator[Opened]:
         ConfigurationError: It is something else.
         ConnectionFailedError: Nobody answers there.
     """
+    checked_target(target)
     with contextlib.ExitStack() as ending:
         monitor = None
         if isinstance(target, Session):
@@ -70,13 +95,8 @@ def opened(target: Target, timeout: float) -> Iterator[Opened]:
             client = target.client
         elif isinstance(target, LlamaCppClient):
             client = target
-        elif isinstance(target, str):
-            client = ending.enter_context(LlamaCppClient(target))
         else:
-            raise ConfigurationError(
-                f"this measures a Session, a ServerPool, a LlamaCppClient or a URL, "
-                f"not {target!r}; for a ServerManager that is server.get_url()"
-            )
+            client = ending.enter_context(LlamaCppClient(target))
         yield _looked_at(client.with_options(timeout=timeout), monitor)
 
 

@@ -23,7 +23,9 @@ LOAD_HEADER = (
     "tokens/s in",
     "J/token out",
 )
-SPREAD_HEADER = ("milliseconds", "mean", "median", "p90", "p99", "std")
+_STATISTICS = ("mean", "median", "p90", "p99", "std")
+SPREAD_HEADER = ("milliseconds", *_STATISTICS)
+RATE_HEADER = ("tokens per second", *_STATISTICS)
 
 _TIMES = {
     "time_to_first_token": "time to first token",
@@ -75,24 +77,32 @@ def spread_rows(load: LoadResult) -> list[list[str]]:
     for name, words in _TIMES.items():
         spread: Statistics | None = getattr(load, name)
         if spread is not None:
-            values = (spread.mean, spread.median, spread.p90, spread.p99, spread.std)
-            shown = [number(value * 1000) for value in values]
-            rows.append([f"{load.name}: {words}", *shown])
-    rate = load.server_tokens_per_second
-    if rate is not None:
-        values = (rate.mean, rate.median, rate.p90, rate.p99, rate.std)
-        words = f"{load.name}: server: tokens/s"
-        rows.append([words, *map(number, values)])
+            rows.append([f"{load.name}: {words}", *_shown(spread, 1000)])
     return rows
 
 
-def tables_of(loads: Sequence[LoadResult]) -> list[Table]:
-    """Return both tables of some loads."""
-    spreads = [row for load in loads for row in spread_rows(load)]
+def rate_rows(loads: Sequence[LoadResult]) -> list[list[str]]:
+    """Return the rows of the third table: how fast the server says an answer came."""
     return [
+        [f"{load.name}: server", *_shown(load.server_tokens_per_second)]
+        for load in loads
+        if load.server_tokens_per_second is not None
+    ]
+
+
+def _shown(spread: Statistics, factor: float = 1) -> list[str]:
+    return [number(getattr(spread, name) * factor) for name in _STATISTICS]
+
+
+def tables_of(loads: Sequence[LoadResult]) -> list[Table]:
+    """Return the tables of some loads."""
+    spreads = [row for load in loads for row in spread_rows(load)]
+    tables: list[Table] = [
         (LOAD_HEADER, [load_row(load) for load in loads]),
         (SPREAD_HEADER, spreads),
     ]
+    rates = rate_rows(loads)
+    return [*tables, (RATE_HEADER, rates)] if rates else tables
 
 
 def notes_of(loads: Sequence[LoadResult]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self, overload
 
 from llamatelemetry import _bench_chart
@@ -13,6 +13,7 @@ from llamatelemetry._units import printable
 from llamatelemetry.bench import _stored, _view
 from llamatelemetry.bench._ratios import (
     METRICS,
+    MORE_IS_BETTER,
     Ratio,
     checked_metrics,
     mean_answer,
@@ -43,6 +44,8 @@ class Comparison:
         b: The second, likewise.
         names: What they are called.
         metrics: What they are compared by.
+        differs: What the configuration of the second has otherwise than that of the
+            first, by name; empty where the two are not configurations.
 
     Example:
         >>> from llamatelemetry.bench import compare
@@ -60,6 +63,7 @@ class Comparison:
     b: BenchmarkResult
     names: tuple[str, str]
     metrics: tuple[str, ...]
+    differs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def ratios(self) -> tuple[Ratio, ...]:
@@ -166,12 +170,14 @@ class Comparison:
             b=BenchmarkResult.from_fields(value["b"]),
             names=(first, second),
             metrics=checked_metrics(value["metrics"]),
+            differs=dict(value.get("differs", {})),
         )
 
     def plot(self) -> Any:
         """Return a ``matplotlib.figure.Figure``: the ratio of each round, by metric.
 
-        The band is the spread of the median.
+        Twice as much is as far from 1 as half as much. The line is the median, the
+        band its spread, and the dashed line at 1 is where there is no difference.
 
         Raises:
             SetupError: matplotlib is missing.
@@ -187,7 +193,13 @@ class Comparison:
         return _bench_chart.rounds_figure(
             self.names,
             [
-                (_words(ratio.metric), ratio.values, ratio.spread)
+                _bench_chart.Rounds(
+                    title=_words(ratio.metric),
+                    more_is_better=ratio.metric in MORE_IS_BETTER,
+                    values=ratio.values,
+                    median=ratio.median,
+                    spread=ratio.spread,
+                )
                 for ratio in self.ratios
             ],
         )
@@ -206,6 +218,9 @@ class Comparison:
             f"{first}: {self.a.title}; {self.a.lines[0]}",
             f"{second}: {self.b.title}; {self.b.lines[0]}",
         ]
+        if self.differs:
+            told = [f"{name}={value!r}" for name, value in self.differs.items()]
+            lines.append(f"{second} differs: {printable(', '.join(told))}")
         sides = ((first, self.a), (second, self.b))
         lines += [f"{name}: {note}" for name, side in sides for note in side.cut_notes]
         work = [_work(name, side) for name, side in sides]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import numbers
 import re
 from array import array
 from collections.abc import Mapping, Sequence
@@ -191,25 +193,42 @@ def entry_of(number: int, record: RequestRecord, *, text: bool) -> RequestEntry:
         start=record.start,
         end=record.end,
         time_to_first_token=record.time_to_first_token,
-        prompt_tokens=getattr(usage, "prompt_tokens", None),
-        cached_tokens=timings.cache_n if cached is None else cached,
-        completion_tokens=getattr(usage, "completion_tokens", None),
-        prompt_seconds=_seconds(timings.prompt_ms),
-        predicted_seconds=_seconds(timings.predicted_ms),
-        server_tokens_per_second=timings.predicted_per_second,
+        prompt_tokens=_plain(getattr(usage, "prompt_tokens", None)),
+        cached_tokens=_plain(timings.cache_n if cached is None else cached),
+        completion_tokens=_plain(getattr(usage, "completion_tokens", None)),
+        prompt_seconds=_plain(_seconds(timings.prompt_ms)),
+        predicted_seconds=_plain(_seconds(timings.predicted_ms)),
+        server_tokens_per_second=_plain(timings.predicted_per_second),
         slot=record.slot,
         server=record.server,
         finish_reason=encodable(record.finish_reason),
         error=error,
         error_message=message,
         model=encodable(record.model),
-        parameters={
-            name: encodable(value) for name, value in (record.parameters or {}).items()
-        },
+        parameters=_plain(record.parameters or {}),
         prompt=encodable(_prompt(record.sent)) if text else None,
         answer=encodable(record.answer) if text else None,
         chunk_times=_copied(record.chunk_times),
     )
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it, so that it can be written and read back alike.
+
+    A number that JSON has no word for, such as infinity, is None.
+    """
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        number = float(value)
+        return number if math.isfinite(number) else None
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, Mapping):
+        return {encodable(str(name)): _plain(inner) for name, inner in value.items()}
+    return encodable(str(value))
 
 
 def _copied(times: Sequence[float] | None) -> Sequence[float] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, Literal
 
@@ -124,7 +124,7 @@ def to_json_text(kept: Kept) -> str:
                 for name in _REQUEST
                 if getattr(entry, name) is not None
             }
-            | {"chunk_times": entry.chunk_times and list(entry.chunk_times)}
+            | {"chunk_times": _listed(entry.chunk_times)}
             for entry in kept.requests
         ],
         "events": [asdict(event) for event in kept.events],
@@ -134,7 +134,12 @@ def to_json_text(kept: Kept) -> str:
             for sample in samples
         ],
     }
-    return json.dumps(whole, allow_nan=False, ensure_ascii=False, default=str)
+    # Entries hold what JSON has a word for; what it has none for must not become text.
+    return json.dumps(whole, allow_nan=False, ensure_ascii=False)
+
+
+def _listed(times: Sequence[float] | None) -> list[float] | None:
+    return None if times is None else list(times)
 
 
 def from_json_text(text: str | bytes) -> Kept:

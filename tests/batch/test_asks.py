@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
 
 from llamatelemetry.api.responses import Message
-from llamatelemetry.batch._asks import NO_KEY, Asker, RowError
+from llamatelemetry.batch import map_prompts
+from llamatelemetry.batch._asks import _OWN_OPTIONS, NO_KEY, Asker, RowError
 from llamatelemetry.batch._rows import Row
 from llamatelemetry.batch._schema import Schema
 from llamatelemetry.batch._texts import Texts
@@ -60,7 +62,8 @@ def test_a_missing_value_is_empty_as_in_a_csv() -> None:
         ("Say {text[__class__]}", "looks inside of an object"),
         ("Say {n:{text.__doc__}}", "looks inside of an object"),
         ("Say {[0]}", "names no column"),
-        ("Say {}", "no column 'row'"),
+        ("Say {}", "no column 'row'.*are for rows that are plain values.*: {text}$"),
+        ("Say {row}", "no column 'row'.*are for rows that are plain values"),
         ("Say {0}", "no column '0'"),
         ("{} is {}", "{} more than once; {row} stands"),
         ("{:{}}", "{} more than once"),
@@ -150,7 +153,8 @@ def test_columns_that_are_not_known_before_are_checked_with_the_first_row() -> N
         ("{a[k]}", {"a": {}}, "TemplateError", "cannot be filled: 'k'"),
         ("{a.real}", {"a": "x"}, "TemplateError", "no attribute 'real'"),
         (lambda value: " \n", 1, "EmptyPromptError", "the prompt is empty"),
-        (lambda value: 1 / value, 0, "ZeroDivisionError", "division"),
+        (lambda value: 1 / value, 0, "ZeroDivisionError", "function for prompt failed"),
+        (lambda value: value["b"], {}, "KeyError", r"failed \(KeyError: 'b'\)"),
         (lambda value: None, 1, "TemplateError", "returned NoneType"),
         (lambda value: {}, 1, "TemplateError", "returned dict"),
         (lambda value: [], 1, "ConfigurationError", "messages is empty"),
@@ -180,10 +184,44 @@ def test_a_row_for_which_nothing_can_be_asked_is_its_own_error(
     assert (caught.value.type, caught.value.key) == (kind, NO_KEY)
 
 
-def test_an_empty_template_without_fields_is_an_error_of_the_row() -> None:
-    """A prompt that is nothing but blanks asks nothing."""
-    with pytest.raises(RowError, match="the prompt is empty"):
-        Asker("  ").ask(row("x"))
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("  ", "name a column in single braces: {id}, {text}, {n}. If"),
+        ("What is %s?", "same; name a column in single braces: {id}, {text}, {n}. If"),
+        (
+            "What is {{ text }}?",
+            r"\{n\} \(doubled braces are not filled in\)\. If that",
+        ),
+        ('{{"a": 1}}', "{id}, {text}, {n}. If that is meant, give a function"),
+    ],
+)
+def test_a_prompt_without_a_field_is_refused_at_once(text: str, hint: str) -> None:
+    """Each row would be asked the same; messages and texts of vectors are alike."""
+    names = ("id", "text", "n", "more")
+    messages = [
+        {"role": "system", "content": "Hello"},
+        {"role": "user", "content": [{"type": "text", "text": text}]},
+    ]
+
+    for prompt in (text, messages):
+        with pytest.raises(
+            ConfigurationError, match="the prompt has no field.*" + hint
+        ):
+            Asker(prompt, names=names)
+    with pytest.raises(ConfigurationError, match="or {row} where rows are plain"):
+        Asker(text)
+    if "{" in text:
+        with pytest.raises(ConfigurationError, match="the text has no field.*" + hint):
+            Texts(text, names)
+
+
+def test_the_same_for_each_row_is_asked_where_a_function_says_so() -> None:
+    """Who wants a hundred jokes has a hundred rows; one field anywhere is enough."""
+    assert text_of(lambda _: "Tell a joke.", 1) == "Tell a joke."
+    url = {"type": "image_url", "image_url": {"url": "{row}"}}
+    Asker([{"role": "user", "content": [{"type": "text", "text": "What?"}, url]}])
+    Asker([{"role": "system", "content": "{row}"}, {"role": "user", "content": "?"}])
 
 
 def test_messages_have_templates_for_texts_and_addresses() -> None:
@@ -233,14 +271,15 @@ def test_an_image_alone_is_a_question() -> None:
     def messages(*parts: Any) -> Any:
         return [{"role": "user", "content": list(parts)}]
 
-    assert Asker(messages(image)).ask(row(1)).messages == messages(image)
-    assert Asker(messages("raw")).ask(row(1)).messages == messages("raw")
+    def asked(prompt: Any) -> Any:
+        return Asker(lambda _: prompt).ask(row(1)).messages
+
+    assert asked(messages(image)) == messages(image)
+    assert asked(messages("raw")) == messages("raw")
     with pytest.raises(RowError, match="the prompt is empty"):
-        Asker(messages({"type": "text", "text": " "})).ask(row(1))
+        asked(messages({"type": "text", "text": " "}))
     with pytest.raises(RowError, match="the prompt is empty"):
-        Asker([{"role": "system", "content": "You are kind."}]).ask(row(1))
-    with pytest.raises(RowError, match="the prompt is empty"):
-        Asker([{"role": "user"}]).ask(row(1))
+        Asker([{"role": "system", "content": "You are {row}."}]).ask(row("kind"))
 
 
 def test_a_function_gets_the_row_and_gives_a_text_or_messages() -> None:
@@ -249,6 +288,39 @@ def test_a_function_gets_the_row_and_gives_a_text_or_messages() -> None:
 
     assert text_of(lambda value: f"{value['a']} {{x}}", {"a": 1}) == "1 {x}"
     assert text_of(lambda value: given, 1) == "{hello}"
+
+
+def test_a_function_that_takes_a_row_for_an_object_ends_the_call() -> None:
+    """A row of columns is a dict, so that none would be asked."""
+    first, later = row({"text": "x"}), row({"text": "x"}, 3)
+
+    for asked in (
+        Asker(lambda value: value.text, names=("text",)).ask,
+        Texts(lambda value: value.text, ("text",)).of,
+    ):
+        with pytest.raises(
+            ConfigurationError, match=r"a row is a dict: row\['text'\]$"
+        ):
+            asked(first)
+        with pytest.raises(RowError, match=r"a row is a dict: row\['text'\]$"):
+            asked(later)
+        with pytest.raises(RowError, match="no attribute 'text'.$"):
+            asked(row("x"))  # the others may be of another kind
+    inner = Asker(lambda value: value["inner"].text)
+    with pytest.raises(RowError, match="no attribute 'text'.$"):
+        inner.ask(row({"inner": {"text": "x"}}))
+
+
+def test_errors_of_a_text_speak_of_the_text() -> None:
+    """There is no prompt where vectors are asked for."""
+    with pytest.raises(ConfigurationError, match="^the text has the field {b}"):
+        Texts("{b}", ("a",))
+    with pytest.raises(RowError, match="^the text has the field {b}"):
+        Texts("{b}", ("a", "b")).of(row({"a": 1}))
+    with pytest.raises(RowError, match="^the text is missing$"):
+        Texts("a", ("a",)).of(row({"a": None}))
+    with pytest.raises(RowError, match="^the text is no text but int$"):
+        Texts("a", ("a",)).of(row({"a": 5}))
 
 
 def test_the_system_message_comes_first_and_is_the_same_for_all() -> None:
@@ -265,7 +337,7 @@ def test_the_system_message_comes_first_and_is_the_same_for_all() -> None:
     unknown = Asker("{text}", system="About {text}")
     with pytest.raises(ConfigurationError, match="system has {text}"):
         unknown.ask(row({"text": "x"}))
-    own = [{"role": "system", "content": "A"}, {"role": "user", "content": "B"}]
+    own = [{"role": "system", "content": "A"}, {"role": "user", "content": "{row}"}]
     with pytest.raises(ConfigurationError, match="leave one"):
         Asker(own, system="C")
     with pytest.raises(RowError, match="leave one"):
@@ -284,7 +356,8 @@ def test_a_prompt_that_is_none_is_refused(prompt: Any) -> None:
 def test_a_message_that_is_none_is_refused_at_once() -> None:
     """A list of texts, a dict without a role, or with a number to say, are none."""
     number = {"role": "user", "content": 5}
-    for prompt in (["Hello"], [{"content": "Hello"}], [number]):
+    other = {"role": "user", "text": "{row}"}
+    for prompt in (["Hello"], [{"content": "Hello"}], [number], [other]):
         with pytest.raises(ConfigurationError, match="a message is a dict"):
             Asker(prompt)
 
@@ -301,14 +374,14 @@ def test_the_key_is_of_all_that_is_asked_and_of_nothing_else() -> None:
     same = {
         key(),
         key(at=5),
-        key("Say x"),
+        key(lambda _: "Say x"),
         key(lambda value: f"Say {value}"),
         key([{"content": "Say {row}", "role": "user"}]),
         key(sampling={"id_slot": 1, "cache_prompt": False, "seed": None}),
         key(sampling={"n": 1}),
     }
     others = [
-        key("Say  x"),
+        key("Say  {row}"),
         key(system="S"),
         key(schema=schema),
         key(sampling={"temperature": 0}),
@@ -334,7 +407,12 @@ def test_the_key_is_of_all_that_is_asked_and_of_nothing_else() -> None:
     ("sampling", "schema", "message"),
     [
         ({"n_predict": 3}, None, "did you mean max_tokens"),
-        ({"stream": True}, None, "no option stream"),
+        ({"stream": True}, None, "map_prompts has no option stream: each answer"),
+        ({"timeout": 5}, None, r"no option timeout: .*LlamaCppClient\(url, timeout"),
+        ({"scheme": {}}, None, r"map_prompts .* scheme \(did you mean schema\?\)"),
+        ({"concurency": 3}, None, r"map_prompts .* \(did you mean concurrency\?\)"),
+        ({"progres": 0}, None, r"map_prompts .* \(did you mean progress\?\)"),
+        ({"temprature": 0}, None, r"chat has no .* \(did you mean temperature\?\)"),
         ({"n": 2}, None, "n has to be 1"),
         ({"response_format": SCHEMA}, None, "given as schema="),
         ({"extra_body": {"response_format": SCHEMA}}, None, "given as schema="),
@@ -352,6 +430,13 @@ def test_options_that_cannot_work_are_refused_at_once(
     """A batch does not begin with what no answer can be had for."""
     with pytest.raises(ConfigurationError, match=message):
         Asker("{row}", sampling=sampling, schema=Schema.of(schema))
+
+
+def test_the_arguments_that_may_be_meant_are_those_there_are() -> None:
+    """An argument that is added is one that may be misspelt."""
+    *own, sampling = inspect.signature(map_prompts).parameters
+
+    assert (tuple(own), sampling) == (_OWN_OPTIONS, "sampling")
 
 
 def test_options_that_suit_are_taken() -> None:

@@ -223,6 +223,21 @@ def test_a_function_takes_the_bars_place(
     assert lines(capsys) == []
 
 
+def test_after_ctrl_c_it_says_how_many_still_run(
+    capsys: pytest.CaptureFixture[str], clock: Clock
+) -> None:
+    """And what another one does; at the end nothing more is said of it."""
+    with BatchBar(60, clock=clock) as bar:
+        bar.add(1.0)
+        bar.say("waiting for the server")
+        bar.wind_up()
+        bar.tick(4)
+        assert lines(capsys)[-1].endswith(
+            "· ending: 4 still running; Ctrl-C again drops them"
+        )
+    assert "ending" not in lines(capsys)[-1]
+
+
 @pytest.mark.parametrize("variable", ["TQDM_DISABLE", None])
 def test_turned_off_nothing_is_shown(
     capsys: pytest.CaptureFixture[str],

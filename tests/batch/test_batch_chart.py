@@ -95,7 +95,14 @@ def test_the_longest_hundredth_stands_in_the_last_bar() -> None:
 
     assert lengths.get_xlim()[1] == pytest.approx(4.0)
     assert sum(bar.get_height() for bar in lengths.patches) == 400
-    assert lengths.texts[0].get_text() == "half below 3"
+    assert lengths.texts[0].get_text() == "half below 3 s"
+
+
+def test_rows_are_counted_in_whole_numbers() -> None:
+    """No tick is at half a row, be they as few as they are."""
+    lengths = batch_figure(steady(1)).axes[2]
+
+    assert [tick for tick in lengths.get_yticks() if tick % 1] == []
 
 
 def test_without_seconds_tokens_are_drawn() -> None:

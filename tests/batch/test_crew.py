@@ -411,7 +411,7 @@ def test_a_key_that_is_wanted_ends_the_run(stand_in: StandIn) -> None:
 def test_a_server_that_refuses_everything_ends_the_run(
     stand_in: StandIn, status: int, tries: int
 ) -> None:
-    """After 20 rows with the same words and no answer; what may pass is retried."""
+    """After 20 rows with the same words, all recorded; what may pass is retried."""
     notes = Notes()
     asked: Counter[int] = Counter()
 
@@ -421,7 +421,7 @@ def test_a_server_that_refuses_everything_ends_the_run(
 
     with pytest.raises(BatchError, match="first 20 rows was refused .*no such thing"):
         oversee(crew_of(stand_in, range(200), work, notes, concurrency=1))
-    assert len(notes.outcomes) == 19
+    assert len(notes.outcomes) == 20
     assert {out.attempts for out in notes.outcomes.values()} == {tries}
     assert sum(asked.values()) == 20 * tries
     assert batch_threads() == []
@@ -665,20 +665,25 @@ class Moody(Lane):
 
 
 def test_a_server_is_waited_for_in_words() -> None:
-    """What is waited for is said, and taken back when it is there."""
+    """What is waited for is said, and why, and taken back when it is there."""
     said: list[str] = []
     post = Post(Moody("silent", "coming", "ready"), "auto", lambda: False, said.append)
     assert post.wait_until_ready()
-    assert said == ["waiting for moody", "waiting for moody", ""]
+    silent = "waiting for moody (Connection refused)"
+    assert said == [silent, "waiting for moody", ""]
     assert [post.begin() for _ in range(4)] == [1, 2, 3, None]
 
 
 @pytest.mark.parametrize(
     ("name", "signs", "words"),
     [
-        ("PATIENCE_AT_FIRST", ["silent"], "is it the right address"),
+        (
+            "PATIENCE_AT_FIRST",
+            ["silent"],
+            r" s \(Connection refused\); is it the right",
+        ),
         ("PATIENCE_WHILE_LOADING", ["coming"], "not ready yet"),
-        ("PATIENCE", ["ready", "silent"], "gave no sign"),
+        ("PATIENCE", ["ready", "silent"], r"gave no sign for . s \(Connection refused"),
     ],
 )
 def test_a_server_is_given_up_after_its_time(
@@ -852,7 +857,7 @@ def test_one_of_two_servers_that_was_not_there_is_told(stand_in: StandIn) -> Non
         return looked.wait(10)
 
     for signs, words in (
-        (["silent"], "moody did not answer; is it the right address"),
+        (["silent"], "moody did not answer (Connection refused); is it the right"),
         (["coming"], ""),
     ):
         looked.clear()
@@ -879,4 +884,5 @@ def test_a_server_that_went_away_and_stayed_away_is_told() -> None:
     assert post.absence() is None
     post.doubt(time.monotonic(), ConnectionFailedError("gone"))
     assert not post.wait_until_ready()
-    assert str(post.absence()) == "moody gave no sign at the end"
+    words = "moody gave no sign at the end (Connection refused)"
+    assert str(post.absence()) == words

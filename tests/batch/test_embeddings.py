@@ -691,6 +691,30 @@ def test_the_budget_ends_it(stand_in: StandIn, out: Path) -> None:
     assert embed(TEXTS, stand_in.url(), out).kept == vectors.done
 
 
+def test_what_the_users_function_raises_has_what_there_is(
+    stand_in: StandIn, out: Path
+) -> None:
+    """Any error of the run carries the vectors so far."""
+
+    def show(_: object) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        map_embeddings(TEXTS, to=stand_in.url(before=0.05), out=out, progress=show)
+    results = vars(caught.value)["results"]
+    assert (len(results), results.ended) == (40, "failed")
+
+
+def test_numpy_takes_them_as_an_array(stand_in: StandIn, out: Path) -> None:
+    """Without .array, of the type that is asked for, and copied only where it must."""
+    vectors = embed(TEXTS, stand_in.url(), out)
+    assert np.asarray(vectors).shape == vectors.array.shape
+    assert np.asarray(vectors, dtype=np.float64).dtype == np.float64
+    assert np.array(vectors).flags.writeable
+    with pytest.raises(ValueError, match="uncopied"):
+        vectors.__array__(np.float64, copy=False)
+
+
 def test_ctrl_c_keeps_what_ran(stand_in: StandIn, out: Path) -> None:
     """It is raised once what ran is written, and says how to go on."""
     pressed = iter([False, True])
@@ -707,6 +731,12 @@ def test_ctrl_c_keeps_what_ran(stand_in: StandIn, out: Path) -> None:
 
     assert "the same call goes on" in str(caught.value)
     kept = int(str(caught.value).split()[0])
+    results = vars(caught.value)["results"]
+    assert (results.done, results.left, results.ended) == (
+        kept,
+        40 - kept,
+        "interrupted",
+    )
     assert 0 < kept < 40
     assert kept == len(texts_asked(stand_in, url))
     assert embed(TEXTS, stand_in.url(), out).kept == kept

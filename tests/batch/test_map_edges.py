@@ -61,6 +61,28 @@ def test_a_table_joins_with_its_own_answers(stand_in: StandIn) -> None:
     assert list(joined["answer"]) == list(joined["t"]) == ["a", "b", "c"]
 
 
+def test_a_csv_and_what_pandas_reads_of_it_are_one_table(stand_in: StandIn) -> None:
+    """Nothing is asked twice, and the answers join with the frame."""
+    Path("n.csv").write_text("n,t\n10,a\n7,b\n")
+    url = echo(stand_in)
+    ask(url, "n.csv", "{t}", id="n")
+    frame = pd.read_csv("n.csv")
+    results = ask(url, frame, "{t}", id="n")
+    assert chats(stand_in, url) == 2
+    joined = frame.join(results.to_dataframe(), on="n")
+    assert list(joined["answer"]) == list(joined["t"]) == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "labels.TSV", "labels.parquet"])
+def test_results_are_not_called_a_table(stand_in: StandIn, name: str) -> None:
+    """They are lines of JSON: another name is told, and nothing is written or asked."""
+    url = stand_in.url()
+    with pytest.raises(ConfigurationError, match=r"JSON.*name it 'labels\.jsonl'"):
+        ask(url, ["a"], out=name)
+    assert not chats(stand_in, url)
+    assert not Path(name).exists()
+
+
 def test_an_iterator_that_is_used_up_is_not_all_done(stand_in: StandIn) -> None:
     """The same call with the same iterator has no rows, and says so."""
     rows = iter(["a"])

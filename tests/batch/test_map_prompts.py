@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +15,7 @@ from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_type_hints
+from urllib.parse import urlsplit
 
 import pytest
 from client_tools import StandIn
@@ -20,7 +24,7 @@ from small_disk import fill, small_disk
 
 from llamatelemetry.api.client import LlamaCppClient
 from llamatelemetry.batch import _post, _targets, map_embeddings, map_prompts
-from llamatelemetry.batch._answer import Asking, answer_patiently
+from llamatelemetry.batch._answer import Asking, answer_patiently, words_of
 from llamatelemetry.batch._asks import Ask
 from llamatelemetry.batch._bar import BatchProgress
 from llamatelemetry.batch._rows import Row
@@ -28,6 +32,7 @@ from llamatelemetry.batch._schema import Schema
 from llamatelemetry.exceptions import (
     AuthenticationError,
     BatchError,
+    ClientError,
     ConfigurationError,
     ConnectionFailedError,
     DiskSpaceError,
@@ -145,14 +150,14 @@ class Picky(LlamaCppClient):
 def test_a_table_that_begins_with_bad_rows_is_come_through(
     stand_in: StandIn, status: int
 ) -> None:
-    """So many alike end the first call, and are not counted again by the next one."""
+    """So many alike end the first call, are kept, and are not counted again."""
     client = Picky(stand_in.url())
     client.status = status
     rows = [*(f"bad {number}" for number in range(25)), *"abcdef"]
     with pytest.raises(BatchError, match="first 20 rows was refused.*call again") as no:
         ask(client, rows, retries=0, concurrency=1)
     assert vars(no.value)["results"].done == 0
-    assert len(lines()) == 19
+    assert (len(lines()), vars(no.value)["results"].failed) == (20, 20)
     for _ in range(2):
         results = ask(client, rows, retries=0)
         assert (results.done, results.failed, results.ended) == (6, 25, "done")
@@ -306,7 +311,10 @@ def test_an_empty_prompt_is_its_rows_own_error(stand_in: StandIn) -> None:
 
     results = ask(url, ["a", "", "bad", "b"], prompt)
     assert (results.done, results.failed, results.left) == (2, 2, 0)
-    assert results[2].error == {"type": "ZeroDivisionError", "message": "no"}
+    assert results[2].error == {
+        "type": "ZeroDivisionError",
+        "message": "the function for prompt failed (ZeroDivisionError: no)",
+    }
     assert sorted(chats(stand_in, url)) == ["a", "b"]
 
 
@@ -401,8 +409,48 @@ def test_an_interrupt_says_how_to_go_on(stand_in: StandIn) -> None:
     with pytest.raises(KeyboardInterrupt) as caught:
         ask(url, range(500), progress=tell)
     assert "the same call goes on from there" in str(caught.value)
-    assert ask(stand_in.url(), range(500)).done == 500
+    results = vars(caught.value)["results"]
+    kept = len(lines())
+    assert (results.ended, results.done, results.left) == (
+        "interrupted",
+        kept,
+        500 - kept,
+    )
+    again = ask(stand_in.url(), range(500))
+    assert (again.done, again.kept, again.asked) == (500, kept, 500 - kept)
     assert len(lines()) == 500
+
+
+def test_an_interrupt_says_what_failed_and_what_still_runs(stand_in: StandIn) -> None:
+    """The words count failed rows too; the first Ctrl-C is answered at once."""
+    told: list[str] = []
+
+    def tell(progress: BatchProgress) -> None:
+        told.append(progress.words)
+        if progress.done and progress.failed and not told[0]:
+            told[0] = "struck"
+            raise KeyboardInterrupt
+
+    rows = ["", *map(str, range(500))]
+    with pytest.raises(KeyboardInterrupt, match=r", 1 failed, \d+ are left; the same"):
+        ask(stand_in.url(before=0.6), rows, progress=tell, concurrency=4)
+    running = [words for words in told[1:] if words]
+    assert all(
+        re.fullmatch("ending: [1-4] still running; Ctrl-C again drops them", words)
+        for words in running
+    )
+    assert running
+
+
+def test_an_address_with_a_path_is_told_in_each_row(stand_in: StandIn) -> None:
+    """What to write instead is said; the source of a web page is left out."""
+    url = stand_in.url(status=404)
+    (row,) = ask(url, ["a"])
+    assert "give the address without a path" in row.error["message"]
+    assert f"to='http://{urlsplit(url).netloc}'" in row.error["message"]
+    page = ClientError("POST /x: check the URL: <!doctype html> (HTTP 404)", status=404)
+    assert words_of(page, None) == "POST /x: check the URL (HTTP 404)"
+    assert words_of(page, "pool of 2 servers") == words_of(page, "http://127.0.0.1:1")
 
 
 # ── servers that are hard ────────────────────────────────────────────────────────
@@ -601,6 +649,7 @@ def test_an_iterator_has_to_begin_anew(stand_in: StandIn) -> None:
 
     with pytest.raises(ZeroDivisionError) as caught:
         ask(stand_in.url(), broken())
+    assert vars(caught.value)["results"].ended == "failed"
     assert "given anew" in caught.value.__notes__[-1]
 
 
@@ -626,6 +675,20 @@ def test_a_full_disk_ends_it_with_what_is_kept(
         results = caught.value.results  # type: ignore[attr-defined]
         assert results.done == len(lines(str(out))) - 1
         assert results.left is None
+
+
+def test_a_disk_that_fails_at_the_very_end_has_the_results(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the last fsync says is raised with what was answered."""
+
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(BatchError, match="Input/output error") as caught:
+        ask(stand_in.url(), ["a", "b"])
+    assert vars(caught.value)["results"].done == 2
 
 
 def test_an_out_that_cannot_be_written_is_refused(
@@ -669,8 +732,9 @@ def test_what_the_users_function_raises_ends_it(stand_in: StandIn) -> None:
     def tell(_: BatchProgress) -> None:
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError) as caught:
         ask(stand_in.url(pace=0.05), range(1000), progress=tell)
+    assert vars(caught.value)["results"].ended == "failed"
     assert not [
         thread.name
         for thread in threading.enumerate()

@@ -52,7 +52,7 @@ def results_of(path: Path, records: list[dict[str, Any]], **options: Any) -> Res
             file.write(line)
             offset += len(line)
     options = {"ended": "done", "left": 0, **options}
-    tally = options.pop("tally", Tally(len(records), 2.0, 30, 6))
+    tally = options.pop("tally", Tally(len(records), 2.0, 30, 6, 0))
     return Results(places, path, tally, **options)
 
 
@@ -76,7 +76,7 @@ def test_a_row_is_found_by_its_id(mixed: Results) -> None:
     """One that there is not is a KeyError, as in a dictionary; a slice is none."""
     assert mixed["row 2"].answer == "answer 2"
     for missing in ("row 3", 2.5, None):
-        with pytest.raises(KeyError, match=str(missing)):
+        with pytest.raises(KeyError, match=f"{missing}.*; ids are like 'row 0'; list"):
             mixed[missing]
     with pytest.raises(TypeError, match=r"a row's id, no slice; list\(results\)"):
         mixed[:2]  # type: ignore[index]
@@ -131,26 +131,44 @@ def test_a_row_has_its_place_in_this_call(tmp_path: Path) -> None:
     places, offset = Places(), len(path.read_bytes().splitlines(keepends=True)[0])
     places.put(1, "row 5", path, 0, failed=False)
     places.put(0, "row 7", path, offset, failed=True)
-    results = Results(places, path, Tally(0, 0.1, 0, 0), ended="done", left=0)
+    results = Results(places, path, Tally(0, 0.1, 0, 0, 0), ended="done", left=0)
     assert [(row.id, row.position) for row in results] == [("row 7", 0), ("row 5", 1)]
     assert results["row 5"].position == 1
     assert [row.position for row in results.failures()] == [0]
 
 
 def test_failures_are_told_apart(mixed: Results) -> None:
-    """Only rows with an error, with its type and words."""
-    (failure,) = mixed.failures()
+    """A list of only the rows with an error, with its type and words."""
+    failures = mixed.failures()
+    assert mixed.failures(most=0) == []
+    (failure,) = failures
+    assert isinstance(failures, list)
     assert failure.id == "row 1"
     assert failure.error == {"type": "ClientError", "message": "<b>no</b> & no"}
 
 
+def test_it_says_what_was_asked_now_and_what_before(tmp_path: Path) -> None:
+    """Rows of earlier calls are told apart, and a first call says nothing of it."""
+    error = {"type": "ClientError", "message": "no"}
+    records = [record(0), record(1), record(2, error=error)]
+    results = results_of(tmp_path / "r.jsonl", records, tally=Tally(2, 1.0, 1, 1, 1))
+    assert (results.done, results.kept, results.asked) == (2, 1, 2)
+    assert repr(results).startswith(
+        "Results: 2 rows answered (1 now, 1 before), 1 failed\nended     all rows done"
+    )
+
+
 def test_nothing_done_has_no_speed(tmp_path: Path) -> None:
     """A call that had nothing to do cannot tell how fast it is."""
-    idle = results_of(tmp_path / "idle.jsonl", [record(0)], tally=Tally(0, 0.1, 0, 0))
+    idle = results_of(
+        tmp_path / "idle.jsonl", [record(0)], tally=Tally(0, 0.1, 0, 0, 1)
+    )
     assert idle.rows_per_second is None
     assert idle.tokens_per_second is None
     assert "rows/s" not in repr(idle)
-    mute = results_of(tmp_path / "mute.jsonl", [record(0)], tally=Tally(1, 0.1, 0, 0))
+    mute = results_of(
+        tmp_path / "mute.jsonl", [record(0)], tally=Tally(1, 0.1, 0, 0, 0)
+    )
     assert "10.00 rows/s\n" in repr(mute)
 
 
@@ -166,6 +184,8 @@ def test_the_table_has_ids_and_columns(mixed: Results) -> None:
 def test_an_empty_table_has_its_columns(tmp_path: Path) -> None:
     """Without any row too."""
     empty = results_of(tmp_path / "empty.jsonl", [])
+    with pytest.raises(KeyError, match="id 0: there are none"):
+        empty[0]
     assert "answer" in empty.to_dataframe().columns
 
 

@@ -296,6 +296,48 @@ def test_short_lines_of_a_csv_have_missing_values(tmp_path: Path) -> None:
     ]
 
 
+def test_a_number_in_a_csv_names_a_row_as_in_any_other_form(tmp_path: Path) -> None:
+    """What pandas reads of the file has the same ids; values stay texts."""
+    path = tmp_path / "a.csv"
+    path.write_text(f"n,t\n10,1\n-3,2\n0,3\n{2**63 - 1},4\n")
+    rows, frame = open_rows(path, "n"), open_rows(pd.read_csv(path), "n")
+
+    assert (
+        [row.id for row in rows] == [row.id for row in frame] == [10, -3, 0, 2**63 - 1]
+    )
+    assert {type(row.id) for row in rows} == {int}
+    assert next(iter(rows)).value == {"n": "10", "t": "1"}
+    assert next(iter(open_rows(path, lambda row: row["n"]))).id == "10"
+    path.with_suffix(".tsv").write_text("n\tt\n7\tx\n")
+    assert [row.id for row in open_rows(path.with_suffix(".tsv"), "n")] == [7]
+
+
+def test_a_text_in_a_csv_that_is_no_plain_number_stays_one(tmp_path: Path) -> None:
+    """A number would lose how it is written, or not fit where others keep it."""
+    texts = [
+        "007",
+        "7",
+        "-0",
+        "1.0",
+        "1e3",
+        " 5",
+        "+5",
+        "٣",
+        "1_0",
+        "9" * 19,
+        "9" * 5000,
+    ]
+    path = tmp_path / "a.csv"
+    path.write_text("n\n" + "\n".join(texts) + "\n")
+
+    assert [row.id for row in open_rows(path, "n")] == ["007", 7, *texts[2:]]
+    (tmp_path / "b.json").write_text('[{"n": "7"}]')
+    assert [row.id for row in open_rows(tmp_path / "b.json", "n")] == ["7"]
+    path.write_text('n,m\n"",1\n')
+    with pytest.raises(ConfigurationError, match="row 0 has the id ''"):
+        open_rows(path, "n")
+
+
 def test_arrays_become_lists() -> None:
     """An array in a cell, a number of numpy and an array of rows are Python's."""
     assert plain(np.float64("nan")) is None

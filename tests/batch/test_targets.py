@@ -61,6 +61,14 @@ def test_what_is_no_target_is_refused(to: Any) -> None:
         open_lanes(to)
 
 
+def test_a_models_name_is_no_address() -> None:
+    """Who names a model is told how it is started."""
+    with pytest.raises(
+        ConfigurationError, match=r"^to='qwen3-4b' is no address.*launch\('qwen3-4b'\)"
+    ):
+        open_lanes("qwen3-4b")
+
+
 def test_one_address_twice_is_refused() -> None:
     """Two lanes to one server would each fill it."""
     with pytest.raises(ConfigurationError, match="twice"):

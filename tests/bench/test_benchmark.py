@@ -368,7 +368,9 @@ def test_numbers_may_be_numpys(stand_in: StandIn) -> None:
         ({"prompts": []}, "prompts takes a list"),
         ({"prompts": ["", "a"]}, "a prompt is ''"),
         ({"prompts": [7]}, "a prompt is 7"),
-        ({"top_q": 1}, "top_q"),
+        ({"top_q": 1}, "chat has no option top_q (did you mean top_p?)"),
+        ({"conc": 1}, "benchmark has no option conc (did you mean concurrency?)"),
+        ({"promts": 1}, "benchmark has no option promts (did you mean prompts?)"),
     ],
     ids=str,
 )
@@ -387,6 +389,9 @@ def test_what_is_no_target_is_refused() -> None:
     """Anything else is told what can be measured."""
     with pytest.raises(ConfigurationError, match="server.get_url"):
         quick(42)
+    words = "'qwen3-4b' is no address.*with launch.'qwen3-4b'. as session"
+    with pytest.raises(ConfigurationError, match=words):
+        quick("qwen3-4b")
 
 
 def test_a_client_is_not_closed(stand_in: StandIn) -> None:
@@ -481,6 +486,13 @@ def test_what_else_was_asked_is_read_back_alike(stand_in: StandIn) -> None:
     assert BenchmarkResult.from_json(result.to_json()) == result
 
 
+def test_a_missing_folder_is_named(result: BenchmarkResult, tmp_path: Path) -> None:
+    """The error has the folder and no name of ours."""
+    with pytest.raises(FileNotFoundError, match="no such folder") as caught:
+        result.to_json(tmp_path / "missing" / "bench.json")
+    assert caught.value.filename == str(tmp_path / "missing")
+
+
 def test_rows_are_a_table(result: BenchmarkResult) -> None:
     """Each load is a row of plain values; the frame has a column for each."""
     frame = result.to_dataframe()
@@ -501,10 +513,15 @@ def test_text_and_html_show_both_sides(result: BenchmarkResult) -> None:
 
     for words in (
         "1 at once: time to first token", "2 at once: server: prompt",
-        "1 at once: server: tokens/s", "tokens/s out", "nor the way there and back",
+        "tokens/s out", "nor the way there and back",
     ):  # fmt: skip
         assert words in text
         assert words in html
+    assert "<th" in html.partition("tokens per second")[0]
+    header, *rates = text.rpartition("\n\n")[2].splitlines()
+    assert header.split("  ")[0] == "tokens per second"
+    told = [row.split("  ")[0] for row in rates]
+    assert told == ["1 at once: server", "2 at once: server"]
     first = result.loads[0].time_to_first_token
     assert first is not None
     (row,) = [line for line in text.splitlines() if "1 at once: time to first" in line]

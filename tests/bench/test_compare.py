@@ -15,7 +15,7 @@ from bench_tools import interrupted_at
 from client_tools import StandIn
 from manager_tools import wait_for
 
-from llamatelemetry._bench_chart import rounds_figure
+from llamatelemetry._bench_chart import Rounds, rounds_figure
 from llamatelemetry.bench import Comparison, compare
 from llamatelemetry.exceptions import (
     ConfigurationError,
@@ -138,15 +138,106 @@ def test_all_outputs_tell_the_same(comparison: Comparison, tmp_path: Path) -> No
 
     axes = comparison.plot().axes
     assert [one.get_title(loc="left") for one in axes] == [
-        "Output tokens per second", "Time to first token", "Time per output token",
-    ]  # fmt: skip
-    assert list(axes[0].lines[1].get_ydata()) == list(ratio.values)
+        f"{words}\nmedian {one.median:.3f} ({better} is better)"
+        for one, words, better in zip(
+            comparison.ratios,
+            (
+                "Output tokens per second",
+                "Time to first token",
+                "Time per output token",
+            ),
+            ("more", "less", "less"),
+            strict=True,
+        )
+    ]
+    assert list(axes[0].lines[-1].get_ydata()) == list(ratio.values)
     assert axes[0].get_ylabel() == "new / <old>"
-    figure = rounds_figure(("x" * 50, "y"), [("speed", (1.0, 1.1), None)])
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ((1.0, 1.0), ["0.95", "1", "1.05", "1.1"]),
+        ((1.0, 1.1), ["0.95", "1", "1.05", "1.1"]),
+        ((0.65, 1.6), ["0.8", "1", "1.2", "1.4", "1.6"]),
+        ((0.894, 4.296), ["1", "1.5", "2", "3"]),
+        ((0.203, 1.192), ["0.3", "0.5", "0.7", "1"]),
+        ((0.119, 47.0), ["0.2", "0.5", "1", "2", "5", "10", "20"]),
+        ((1e-9, 1e9), ["1e-09", "1e-06", "0.001", "1", "1000", "1e+06", "1e+09"]),
+    ],
+    ids=str,
+)
+def test_ratios_are_drawn_with_what_they_mean(
+    values: tuple[float, float], named: list[str]
+) -> None:
+    """Half and twice are equally far from 1; the lines say what they are."""
+    rounds = Rounds(
+        title="speed", more_is_better=True, values=values, median=values[1],
+        spread=values,
+    )  # fmt: skip
+    figure = rounds_figure(("x" * 50, "y"), [rounds])
     figure.draw_without_rendering()
     (axes,) = figure.axes
+
     assert axes.get_ylabel() == f"y / {'x' * 17}…"
     assert {round(tick, 6) % 1 for tick in axes.get_xticks()} == {0}
+    assert axes.get_yscale() == "log"
+    assert [label.get_text() for label in axes.get_yticklabels()] == named
+    assert len(axes.get_yticklabels(minor=True)) == 0
+    lines = [line.get_ydata()[0] for line in axes.lines]
+    assert lines == [1, values[1], values[0]]
+    names = [text.get_text() for text in axes.texts]
+    assert names == ["no difference", "median"]
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not boxes[0].overlaps(boxes[1])
+    assert "spread of the median" in axes.get_xlabel()
+    assert axes.yaxis.label.get_window_extent().x0 >= 0
+    low, high = axes.get_ylim()
+    assert low < min(values) <= max(values) < high
+
+
+@pytest.fixture
+def configurations(demo_model: Path) -> tuple[ServerConfig, ServerConfig]:
+    """Two configurations that differ in two values, a port and a note."""
+    one = ServerConfig(demo_model, port=8080, context_size=256, threads=1)
+    return one, one.replace(
+        cache_type_k="q8_0", extra_args=("--no-warmup",), port=8081, notes=("why",),
+        api_key="hush",
+    )  # fmt: skip
+
+
+def test_it_is_said_what_differs(
+    engine: Engine, configurations: tuple[ServerConfig, ServerConfig]
+) -> None:
+    """Values of the second configuration; no port, no key; read back alike."""
+    comparison = quick(*configurations, rounds=1, engine=engine, prompt_tokens=16)
+
+    assert comparison.differs == {
+        "cache_type_k": "q8_0", "extra_args": ["--no-warmup"],
+    }  # fmt: skip
+    told = "b differs: cache_type_k='q8_0', extra_args=['--no-warmup']\n"
+    assert told in repr(comparison)
+    assert "hush" not in comparison.to_json()
+    again = Comparison.from_json(comparison.to_json())
+    assert again == comparison
+    assert repr(again) == repr(comparison)
+    fields = json.loads(comparison.to_json())
+    del fields["differs"]  # of an earlier version
+    assert "differs" not in repr(Comparison.from_json(json.dumps(fields)))
+
+
+def test_a_models_name_is_refused_before_anything_starts(
+    engine: Engine, demo_model: Path
+) -> None:
+    """What is no address is said to be none, whichever of the two it is."""
+    before = servers()
+    config = ServerConfig(demo_model, context_size=256, threads=1)
+    with (
+        watched(before) as most,
+        pytest.raises(ConfigurationError, match="'qwen3-4b' is no address"),
+    ):
+        quick(config, "qwen3-4b", engine=engine, side_by_side=True)
+    assert max(most, default=0) == 0
 
 
 def test_what_has_failed_has_no_ratio(stand_in: StandIn) -> None:
@@ -155,7 +246,9 @@ def test_what_has_failed_has_no_ratio(stand_in: StandIn) -> None:
 
     assert all(ratio.values == () for ratio in comparison.ratios)
     assert "not known" in repr(comparison)
-    assert len(comparison.plot().axes) == 3
+    titles = [axes.get_title(loc="left") for axes in comparison.plot().axes]
+    assert titles[0] == "Output tokens per second\n(more is better)"
+    assert len(titles) == 3
     assert comparison.rows()[0]["requests_per_second_ratio"] is None
 
 
@@ -344,6 +437,7 @@ def test_a_configuration_that_does_not_start_is_an_error(tmp_path: Path) -> None
         ({"concurrency": (1, 2)}, "concurrency is (1, 2)"),
         ({"request_rate": -1}, "request_rate is -1"),
         ({"no_such_option": 1}, "no_such_option"),
+        ({"conc": 3}, "compare has no option conc (did you mean concurrency?)"),
     ],
     ids=str,
 )

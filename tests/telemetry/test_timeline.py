@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import random
@@ -9,18 +10,24 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from client_tools import MESSAGES, StandIn
 from nvml_tools import StandInDriver, t4
 
 from llamatelemetry._tables import read_parquet
 from llamatelemetry._units import GIB
-from llamatelemetry.api.client import RequestRecord
-from llamatelemetry.exceptions import ConfigurationError
+from llamatelemetry.api.client import LlamaCppClient, RequestRecord
+from llamatelemetry.api.responses import Timings
+from llamatelemetry.exceptions import (
+    ConfigurationError,
+    ContextLengthError,
+    StreamError,
+)
 from llamatelemetry.gpu.monitor import GPUMonitor, GPUSample
 from llamatelemetry.telemetry import Timeline, record
 from llamatelemetry.telemetry._attribution import Attribution
-from llamatelemetry.telemetry._entries import RequestEntry
+from llamatelemetry.telemetry._entries import RequestEntry, entry_of
 from llamatelemetry.telemetry._joined import Joined
 from llamatelemetry.telemetry._kept import Kept
 from llamatelemetry.telemetry._words import summary
@@ -132,6 +139,65 @@ def test_a_sample_without_reasons_is_read_back(
     assert again.samples == timeline.samples
     assert again.requests[0].chunk_times is None
     assert again.rows("tokens") == []
+
+
+def test_requests_that_ended_without_a_token_are_read_back(
+    stand_in: StandIn, server_url: str
+) -> None:
+    """One refused, one broken off, one closed early: the whole timeline comes back."""
+    client = stand_in.client(tokens=3)
+    with record(client) as timeline:
+        client.chat_completion_stream(MESSAGES).close()
+        with client.chat_completion_stream(MESSAGES) as stream:
+            next(iter(stream))
+    reset = stand_in.client(end="reset", tokens=0)
+    with pytest.raises(StreamError), record(reset) as broken:
+        reset.chat_completion(MESSAGES)
+    with LlamaCppClient(server_url) as real, record(real) as refused:
+        for prompt in ("long " * 9000, "KV"):
+            with contextlib.suppress(ContextLengthError):
+                real.completion(prompt, 4)
+
+    assert len(refused.requests[0].chunk_times or ()) == 0
+    for one in (timeline, broken, refused):
+        again = Timeline.from_json(one.to_json())
+        assert again.requests == one.requests
+        assert again.rows("tokens") == one.rows("tokens")
+        assert one.requests
+        for row in json.loads(one.to_json())["requests"]:
+            assert isinstance(row["chunk_times"], list | None)
+    assert refused.requests[0].error == "ContextLengthError"
+    assert len(refused.rows("tokens")) == 4
+
+
+def test_whatever_was_sent_and_answered_is_written_and_read_back_alike() -> None:
+    """Numbers of numpy stay numbers; what JSON has no word for is None or a text."""
+    parameters = {
+        "n": np.int64(2), "temperature": math.nan, "top_p": np.float32(0.5),
+        "model": Path("a\udfff"), "seed": {1: (2, math.inf)}, "max_tokens": True,
+    }  # fmt: skip
+    sent = RequestRecord(
+        kind="chat", path="/", parameters=parameters,
+        timings=Timings(predicted_per_second=math.inf, prompt_ms=math.nan),
+    )  # fmt: skip
+    kept = Kept(10)
+    kept.add_request(lambda number: entry_of(number, sent, text=False))
+    timeline = Timeline(kept)
+
+    (request,) = timeline.requests
+    assert request.parameters == {
+        "n": 2, "temperature": None, "top_p": 0.5, "model": "a?",
+        "seed": {"1": [2, None]}, "max_tokens": True,
+    }  # fmt: skip
+    assert request.server_tokens_per_second is request.prompt_seconds is None
+    assert Timeline.from_json(timeline.to_json()).requests == [request]
+
+
+def test_a_missing_folder_is_named(timeline: Timeline, tmp_path: Path) -> None:
+    """The error has the user's words and no name of ours."""
+    with pytest.raises(FileNotFoundError, match="no such folder") as caught:
+        timeline.to_json(tmp_path / "missing" / "x.json")
+    assert caught.value.filename == str(tmp_path / "missing")
 
 
 @pytest.mark.parametrize(
