@@ -1,6 +1,6 @@
 """Run every benchmark and write the tables of `docs/benchmarks.md`.
 
-Usage: ``python benchmarks/run_all.py [--write PATH]``
+Usage: ``python benchmarks/run_all.py [--write PATH [--only SCRIPT ...]]``
 """
 
 from __future__ import annotations
@@ -157,11 +157,39 @@ def surroundings() -> str:
     )
 
 
+def sections(document: str) -> dict[str, str]:
+    """Return what stands under each heading of a document."""
+    parts = document.split("\n## ")[1:]
+    return {heading: text for heading, _, text in (p.partition("\n") for p in parts)}
+
+
+def measured(script: str, promise: str) -> str:
+    """Run a benchmark, and return its section."""
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / script)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return f"{promise}\n\n{done.stdout.strip()}"
+
+
 def main() -> None:
-    """Run all, print the document, write it where asked."""
+    """Run all, or some and keep the others' sections; print the document, write it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", type=Path)
+    parser.add_argument("--write", type=Path, metavar="PATH")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=[script for script, _, _ in BENCHMARKS],
+        help="of PATH's other sections what is there is kept",
+    )
     options = parser.parse_args()
+    kept: dict[str, str] = {}
+    if options.only:
+        if options.write is None:
+            parser.error("--only changes a document: name it with --write")
+        kept = sections(options.write.read_text())
     parts = [
         "# Benchmarks",
         "Made by `make bench`; not edited by hand. Each table was measured in one run, "
@@ -170,13 +198,10 @@ def main() -> None:
         surroundings(),
     ]
     for script, heading, promise in BENCHMARKS:
-        done = subprocess.run(
-            [sys.executable, str(FOLDER / script)],
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        parts += [f"## {heading}", promise, done.stdout.strip()]
+        text = kept.get(heading)
+        if text is None or script in options.only:
+            text = measured(script, promise)
+        parts += [f"## {heading}", text.strip()]
     document = "\n\n".join(parts) + "\n"
     sys.stdout.write(document)
     if options.write:
