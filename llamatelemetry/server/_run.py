@@ -77,6 +77,8 @@ class EventListeners:
             try:
                 callback(event)
             except Exception:
+                # The user's own code, which may raise anything; logged with its
+                # traceback, and the server's output is read on.
                 _logger.exception("a subscriber to a server's events has failed")
 
 

@@ -34,6 +34,7 @@ from llamatelemetry.exceptions import (
     SetupWarning,
 )
 from llamatelemetry.server import ServerConfig, ServerManager
+from tests.conftest import missing_part
 
 TEXTS = [f"What is number {number}?" for number in range(40)]
 
@@ -746,7 +747,7 @@ def test_ctrl_c_keeps_what_ran(stand_in: StandIn, out: Path) -> None:
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     with small_disk(tmp_path / "disk", 1 << 20) as mounted:
         if not mounted:
-            pytest.skip("this system lets nobody mount")
+            missing_part("the right to mount a file system", "run as root")
         yield tmp_path / "disk"
 
 
