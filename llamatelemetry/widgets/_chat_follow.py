@@ -66,7 +66,8 @@ class Follower:
     def _show(self, progress: Progress) -> None:
         now = time.monotonic()
         self._view.add(self._answer.changes())
-        if self._view.is_reasoning_open or now >= self._thought_at + _SLOWLY:
+        is_due = self._view.is_reasoning_open or now >= self._thought_at + _SLOWLY
+        if is_due and self._answer.reasoning:  # the first of it at once
             self._thought_at = now
             self._view.add_reasoning(self._answer.reasoning_changes())
         state = progress.state

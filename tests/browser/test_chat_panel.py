@@ -107,6 +107,7 @@ def test_everything_can_be_done_with_the_keyboard(
     keys.press("Space")
     page.get_by_text("w20 ").first.wait_for()
     assert focused(watched) == "Stop"
+    page.get_by_role("button", name="Reasoning, as it comes").wait_for()
     press_until(watched, "Shift+Tab", "Reasoning, as it comes")
     keys.press("Space")
     page.get_by_text("t19").wait_for()

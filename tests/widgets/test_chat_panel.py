@@ -21,7 +21,9 @@ from llamatelemetry.api.client import LlamaCppClient
 from llamatelemetry.exceptions import ConfigurationError
 from llamatelemetry.pool import ServerPool
 from llamatelemetry.server import Engine, ServerConfig, ServerManager
+from llamatelemetry.widgets._chat_follow import Follower
 from llamatelemetry.widgets._chat_pictures import _files
+from llamatelemetry.widgets._generation import Progress
 from llamatelemetry.widgets._transcript import Turn, from_json
 from llamatelemetry.widgets.chat_panel import ChatPanel
 
@@ -583,6 +585,24 @@ def test_reasoning_is_folded_apart(
     assert panel.transcript[-1].reasoning.startswith("t0 t1 ")
     assert panel.transcript[-1].content == "w0 w1 "
     assert view._folded.layout.display == "none" or view._live.layout.display == "none"
+
+
+def test_the_first_thought_is_shown_at_once(
+    stand_in: StandIn, page: Recorder, make: Make
+) -> None:
+    """That it was looked for a moment before does not put it off for a second."""
+    panel = make(stand_in.client(tokens=1))
+    ask(panel, "Hello!")
+    settle(panel, 1)
+    assert panel._face is not None
+    view = panel._face.view
+    follower = Follower(panel._history.exchanges[0], view, panel._lock)
+    follower._show(Progress("waiting"))
+    assert view._folded.layout.display == "none"
+    follower._answer.feed(reasoning="Hm, ")
+    follower._show(Progress("answering"))
+    assert view._folded.layout.display is None
+    assert "Hm," in view._reasoning._tail.value
 
 
 def test_think_tags_in_the_answer_are_reasoning(
