@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from llamatelemetry._demo import DEMO_VARIABLE, is_demo_mode
 from llamatelemetry._environment import cache_folder, detect_platform
 from llamatelemetry._internet import Internet, start_probe
 from llamatelemetry._units import format_file_size, format_memory, printable
@@ -213,6 +214,9 @@ def _models(internet: Internet) -> Check:
     ]
     if lines:
         return Check("models", "\n".join(lines))
+    if is_demo_mode():
+        found = f"the demo model stands in for every other ({DEMO_VARIABLE} is set)"
+        return Check("models", found)
     if internet.available is False:
         advice = "without internet a model must be attached, in a capsule, say"
         return Check("models", "none here, but the demo model", "fail", advice)

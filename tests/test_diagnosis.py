@@ -80,6 +80,19 @@ def test_a_machine_with_nothing_is_told_what_to_do(
     assert "the main job cannot run here" in text
 
 
+def test_demo_mode_needs_no_model(
+    hub: StandInHub, driver: StandInDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the demo model stands in for all, none has to be had."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    driver.unplug()
+    assert not doctor().ok
+    monkeypatch.setenv("LLAMATELEMETRY_DEMO", "1")
+    found = doctor()
+    assert found.ok
+    assert "LLAMATELEMETRY_DEMO is set" in rows(found)["models"].found
+
+
 def test_with_cards_and_without_engine_setup_is_named(
     hub: StandInHub, driver: StandInDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

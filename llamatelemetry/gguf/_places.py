@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -125,6 +125,8 @@ class Request:
         scaled_to: Bytes of another file that the tensors were scaled to; None for
             the sizes of the header.
         beside: Bytes of projectors and adapters whose headers were read already.
+        graphs: Bytes that were worked out from graphs already. A search for what fits
+            asks for the same ones under many configurations.
     """
 
     header: GGUFHeader = field(repr=False)
@@ -136,6 +138,7 @@ class Request:
     host_free: int | None = None
     scaled_to: int | None = None
     beside: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
+    graphs: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def known(self) -> bool:
@@ -156,8 +159,11 @@ class Request:
     def input_bytes(self) -> int | None:
         """Bytes that are filled before a prompt's graph runs; None without a graph."""
         prompt, _ = self.settings.batches(self.shape)
-        graph = _graph(self.shape, prompt)
-        return None if graph is None else _input_bytes(graph)
+        if prompt not in self.graphs:
+            graph = _graph(self.shape, prompt)
+            self.graphs[prompt] = None if graph is None else _input_bytes(graph)
+        size: int | None = self.graphs[prompt]
+        return size
 
     @cached_property
     def settings(self) -> Settings:
@@ -408,13 +414,17 @@ def _graph_bytes(
 
     A model whose tensors are not those its architecture is built from is estimated.
     """
-    graph = _graph(
-        request.shape, batch, layers=layers, ends=ends,
-        pooling=request.settings.pooling,
-    )  # fmt: skip
-    if graph is None:
-        return _rough_compute(request.shape, batch)
-    return reserved_bytes(graph, alignment) + (copies - 1) * _input_bytes(graph)
+    pooling, indices = request.settings.pooling, tuple(one.index for one in layers)
+    key = (batch, indices, ends, pooling, alignment, copies)
+    if key not in request.graphs:
+        graph = _graph(request.shape, batch, layers=layers, ends=ends, pooling=pooling)
+        request.graphs[key] = (
+            _rough_compute(request.shape, batch)
+            if graph is None
+            else reserved_bytes(graph, alignment) + (copies - 1) * _input_bytes(graph)
+        )
+    size: int = request.graphs[key]
+    return size
 
 
 def _rough_compute(shape: ModelShape, batch: Batch) -> int:

@@ -249,7 +249,7 @@ def _found_path(path: str | os.PathLike[str]) -> str:
 def _open_named(text: str) -> Source:
     """Open what is no file here: an address, a file on the Hub, a known name."""
     # Only here, so that reading a local file never loads an HTTP client.
-    from llamatelemetry.setup._names import parse_reference  # noqa: PLC0415
+    from llamatelemetry.setup._names import nearest_names, parse_reference  # noqa: PLC0415
     from llamatelemetry.setup.catalog import catalog, find_entry  # noqa: PLC0415
 
     web = text.lower().startswith(("http://", "https://"))
@@ -260,10 +260,15 @@ def _open_named(text: str) -> Source:
         from llamatelemetry.gguf._stored import StoredSource  # noqa: PLC0415
 
         return StoredSource(entry)
-    for entry in catalog():
-        if entry.id == text:
-            text = entry.reference
+    references = {entry.id: entry.reference for entry in catalog()}
+    text = references.get(text.lower(), text)
     if not web and parse_reference(text) is None:
+        near = nearest_names(text, references)
+        if near and not text.lower().endswith(".gguf"):
+            raise ModelError(
+                f"{text}: no such file, and the catalog has no such name; the nearest "
+                f"are: {', '.join(near)}"
+            )
         return LocalSource(text)
     from llamatelemetry.gguf._remote import open_reference, open_url  # noqa: PLC0415
 

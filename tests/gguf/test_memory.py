@@ -838,6 +838,29 @@ def test_a_plan_is_a_value(header_of: Callable[[str], GGUFHeader]) -> None:
     assert json.loads(json.dumps(plan.to_dict()))["fits"] is True
 
 
+@pytest.mark.parametrize("name", ["gemma-3-1b", "bge-small-en", "mamba2-2.7b"])
+def test_the_way_to_a_configuration_does_not_matter(
+    name: str, header_of: Callable[[str], GGUFHeader]
+) -> None:
+    """What was worked out for one is used for no other that it is wrong for."""
+    header = header_of(name)
+    cards = [GPUMemory(0, 6 * GIB), GPUMemory(1, 7 * GIB)]
+    changes: list[dict[str, Any]] = [
+        {"n_gpu_layers": 99}, {"n_gpu_layers": 2}, {"n_gpu_layers": 9},
+        {"tensor_split": "1,3"}, {"flash_attn": False}, {"cache_type_k": "q8_0"},
+        {"parallel": 4}, {"context_size": 4096}, {"n_ubatch": 128},
+        {"embeddings": True}, {"embeddings": True, "pooling": "rank"}, {},
+    ]  # fmt: skip
+    plan = plan_memory(header, ON_GPU, cards)
+    for again in (*changes, *reversed(changes)):
+        config = ON_GPU.replace(**again)
+        fields = {key: getattr(config, key) for one in changes for key in one}
+        plan = plan.with_config(**fields)
+        fresh = plan_memory(header, config, cards)
+        assert plan.config == config
+        assert plan.devices == fresh.devices, again
+
+
 def test_a_changed_configuration_chooses_its_cards_anew(
     header_of: Callable[[str], GGUFHeader],
 ) -> None:

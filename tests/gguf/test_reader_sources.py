@@ -19,7 +19,7 @@ import pytest
 from gguf_writer import ARRAY, STRING, UINT8, Array, File, Tensor, small_file
 
 from llamatelemetry._units import KIB, MIB
-from llamatelemetry.exceptions import GGUFError, LLCudaError, ModelError
+from llamatelemetry.exceptions import GGUFError, LLCudaError, ModelError, OfflineError
 from llamatelemetry.gguf._remote import RemoteSource
 from llamatelemetry.gguf._source import LocalSource, Source, open_source
 from llamatelemetry.gguf.reader import read_header
@@ -313,6 +313,17 @@ def test_a_missing_file_with_a_colon_is_no_reference(tmp_path: Path) -> None:
     """What is neither there nor a file on the Hub is a missing file."""
     with pytest.raises(ModelError, match="no such file"):
         read_header(str(tmp_path / "a: b.gguf"))
+
+
+def test_a_misspelt_name_is_told_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name is the catalog's in any case; one it has not is answered with the like."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(OfflineError, match="Qwen/Qwen3-4B-GGUF: "):
+        open_source("QWEN3-4B")
+    with pytest.raises(ModelError, match=r"no such name.*qwen3-4b, qwen3-14b"):
+        open_source("qwen3-4x")
+    with pytest.raises(ModelError, match="Give the path"):
+        open_source("qwen3-4x.gguf")
 
 
 def test_local_reading_loads_no_client(tmp_path: Path) -> None:
