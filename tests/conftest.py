@@ -140,6 +140,8 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.upper().endswith("_PROXY") or name.startswith(names):
             monkeypatch.delenv(name)
     monkeypatch.setenv("LLAMATELEMETRY_CACHE", str(tmp_path / "llamatelemetry"))
+    # A port that was a test's Hub may be refused, or another's silence, in the next.
+    monkeypatch.setattr("llamatelemetry._internet._probes", {})
 
 
 @pytest.fixture
@@ -222,7 +224,7 @@ def stand_in() -> Iterator[StandIn]:
         assert process.stdin is not None
         yield StandIn(int(process.stdout.readline()))
         process.stdin.close()
-        process.wait(5)
+        process.wait(60)
 
 
 @pytest.fixture

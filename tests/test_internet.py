@@ -15,9 +15,7 @@ from llamatelemetry._internet import start_probe
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No probe of another test is known, nor this machine's settings."""
-    monkeypatch.setattr(_internet, "_probes", {})
-    # A machine that is busy with other things is given time to answer.
+    """A machine that is busy is given time to answer; its settings are not known."""
     monkeypatch.setattr(_internet, "_MOST_SECONDS", 60.0)
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)

@@ -81,8 +81,10 @@ def oversee(
     until = deadline
     try:
         run.start()
-        while not run.finished:
-            try:
+        while True:
+            try:  # around all of it: Ctrl-C comes at any moment
+                if run.finished:
+                    break
                 run.wait(min(_LOOK_SECONDS, until.remaining))
                 tick(run.running)
                 if run.finished or not until.expired:

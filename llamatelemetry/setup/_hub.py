@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 from urllib.parse import quote
 
-from llamatelemetry._environment import Token, detect_platform, find_token
+from llamatelemetry._environment import Token, find_token
 from llamatelemetry._internet import Probe, start_probe
 from llamatelemetry.exceptions import (
     ConfigurationError,
@@ -37,6 +37,7 @@ from llamatelemetry.setup._hub_errors import (
     is_passing,
     meaning,
     status_of,
+    unreachable,
 )
 from llamatelemetry.setup._names import (
     HubReference,
@@ -440,6 +441,8 @@ def _unless_offline(call: Callable[[], _Answer], repo: str) -> _Answer:
     Raises:
         OfflineError: The probe says that there is none, and no answer has come either.
     """
+    from huggingface_hub import constants  # noqa: PLC0415
+
     answers: queue.SimpleQueue[Callable[[], _Answer]] = queue.SimpleQueue()
 
     def ask() -> None:
@@ -464,10 +467,7 @@ def _unless_offline(call: Callable[[], _Answer], repo: str) -> _Answer:
         raise DownloadError(
             f"{repo}: the Hub has not answered for {_LONGEST_SECONDS:g} s. Try again."
         )
-    raise OfflineError(
-        f"{repo}: the Hub cannot be reached ({found.reason}); "
-        f"{detect_platform().internet_advice}"
-    )
+    raise unreachable(repo, constants.ENDPOINT, found.reason)
 
 
 def _raise(error: BaseException) -> NoReturn:

@@ -18,7 +18,14 @@ from llamatelemetry.exceptions import (
     OfflineError,
 )
 
-__all__ = ["BUSY_STATUS", "FileMissingError", "is_passing", "meaning", "status_of"]
+__all__ = [
+    "BUSY_STATUS",
+    "FileMissingError",
+    "is_passing",
+    "meaning",
+    "status_of",
+    "unreachable",
+]
 
 BUSY_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 """What the Hub answers when asking again helps."""
@@ -88,14 +95,25 @@ def meaning(
         )
     names = {type(link).__name__ for link in _chain(error)}
     if names & _NO_CONNECTION:
-        return OfflineError(
-            f"{repo}: {endpoint} cannot be reached; "
-            f"{detect_platform().internet_advice}. A file on this machine works too."
-        )
+        return unreachable(repo, endpoint)
     return DownloadError(
         f"{repo}: {endpoint} does not answer as the Hub does "
         f"({type(error).__name__}). Try again; if it stays so, something between "
         "(a proxy, a login page) answers in its place."
+    )
+
+
+def unreachable(repo: str, endpoint: str, reason: str = "") -> OfflineError:
+    """Return the error for a Hub that cannot be reached.
+
+    Args:
+        repo: The repository that was asked for.
+        endpoint: The Hub's address.
+        reason: Why, where it is known.
+    """
+    return OfflineError(
+        f"{repo}: {endpoint} cannot be reached{f' ({reason})' if reason else ''}; "
+        f"{detect_platform().internet_advice}. A file on this machine works too."
     )
 
 

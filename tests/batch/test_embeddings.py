@@ -20,6 +20,7 @@ from small_disk import fill, small_disk
 
 from llamatelemetry.api.client import EmbeddingResponse, EmbeddingUsage, LlamaCppClient
 from llamatelemetry.batch import _embeddings, _targets, map_embeddings
+from llamatelemetry.batch._bar import BatchProgress
 from llamatelemetry.batch._together import PROBES
 from llamatelemetry.batch._vectors import VectorFile
 from llamatelemetry.exceptions import (
@@ -51,11 +52,14 @@ def embed(rows: Any, to: Any, out: Path, **options: Any) -> _embeddings.Embeddin
 
 
 def texts_asked(stand_in: StandIn, url: str) -> list[str]:
-    """Return all texts that a vector was asked for."""
+    """Return all texts that a vector was asked for.
+
+    Who is killed may have sent a request without its body.
+    """
     return [
         text
         for one in stand_in.seen(url)
-        if one["path"] == "/v1/embeddings"
+        if one["path"] == "/v1/embeddings" and one["body"] is not None
         for text in one["body"]["input"]
         if text not in PROBES
     ]
@@ -684,7 +688,12 @@ def test_the_budget_ends_it(stand_in: StandIn, out: Path) -> None:
     """What was not begun is left, is NaN, and the next call does it."""
     url = stand_in.url(before=0.1)
 
-    vectors = embed(TEXTS, url, out, budget=1.3, concurrency=1, batch_size=1)
+    def show(_: object) -> None:  # holds up the budget's end until a row was asked
+        wait_for(lambda: bool(texts_asked(stand_in, url)), 60)
+
+    vectors = map_embeddings(
+        TEXTS, to=url, out=out, budget=1.3, concurrency=1, batch_size=1, progress=show
+    )
 
     assert vectors.ended == "budget"
     assert vectors.left > 0
@@ -718,10 +727,11 @@ def test_numpy_takes_them_as_an_array(stand_in: StandIn, out: Path) -> None:
 
 def test_ctrl_c_keeps_what_ran(stand_in: StandIn, out: Path) -> None:
     """It is raised once what ran is written, and says how to go on."""
-    pressed = iter([False, True])
+    pressed: list[int] = []
 
-    def show(_: object) -> None:
-        if next(pressed, False):
+    def show(progress: BatchProgress) -> None:
+        if progress.done and not pressed:
+            pressed.append(progress.done)
             raise KeyboardInterrupt
 
     url = stand_in.url(before=0.05)

@@ -19,7 +19,7 @@ from llamatelemetry.batch import map_prompts
 
 def tell(progress):
     if not progress.ended:
-        print("at", progress.done, flush=True)
+        print("at", progress.done, progress.words, flush=True)
 
 def ask(url, count, **options):
     results = map_prompts(range(count), "{row}", to=url, **options)
@@ -103,9 +103,8 @@ def test_pressed_twice_it_is_out_at_once(
     with kernel.running(f"ask({slow!r}, 50, progress=tell)", "at 5") as request:
         kernel.wait_for(lambda: asked(stand_in, slow))
         kernel.interrupt()
-        ticks = kernel.text_of(request).count("at 5")
         # It has taken notice, and waits for what runs.
-        kernel.wait_for(lambda: kernel.text_of(request).count("at 5") >= ticks + 4)
+        kernel.wait_for(lambda: "still running" in kernel.text_of(request))
         assert not kernel.is_over(request)
         kernel.interrupt()
 

@@ -226,7 +226,7 @@ def test_a_silent_server_is_waited_for_so_long(stand_in: StandIn) -> None:
 
 def test_ctrl_c_tells_what_was_measured(stand_in: StandIn) -> None:
     """The interrupt has the loads that were finished, in words and as a result."""
-    url = stand_in.url(tokens=2, pace=0.1)
+    url = stand_in.url(tokens=2, pace=0.5)
     with pytest.raises(KeyboardInterrupt) as caught, interrupted_at(stand_in, url, 3):
         quick(url, concurrency=(2, 1), requests=2, warm_up=0)
 

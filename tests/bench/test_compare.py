@@ -312,9 +312,9 @@ def test_an_error_in_a_later_round_keeps_the_whole_ones(
 
 def test_ctrl_c_keeps_the_whole_rounds(stand_in: StandIn) -> None:
     """The interrupt says what the finished rounds brought, and has them."""
-    one, other = stand_in.url(), stand_in.url(tokens=2, pace=0.1)
-    with pytest.raises(KeyboardInterrupt) as caught, interrupted_at(stand_in, other, 3):
-        quick(one, other, rounds=6, warm_up=0)
+    one, other = stand_in.url(), stand_in.url(tokens=2, pace=0.5)
+    with pytest.raises(KeyboardInterrupt) as caught, interrupted_at(stand_in, other, 2):
+        quick(one, other, rounds=6, requests=1, warm_up=0)
 
     partial = caught.value.partial  # type: ignore[attr-defined]
     assert [len(side.loads) for side in (partial.a, partial.b)] == [1, 1]

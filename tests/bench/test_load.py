@@ -66,14 +66,17 @@ def test_a_closed_loop_keeps_so_many_running(stand_in: StandIn) -> None:
 
 
 def test_the_clients_times_are_the_stand_ins(stand_in: StandIn) -> None:
-    """No first token comes before its delay, and no gap is shorter than the pace."""
-    with stand_in.client(before=0.05, tokens=4, pace=0.02) as client:
+    """No token is noted before its moment, and none waits for those after it."""
+    with stand_in.client(before=0.05, tokens=4, pace=0.1) as client:
         found = Load(client, {}).keep_running([MESSAGES] * 4, 2)
 
-    assert min(one.time_to_first_token for one in found) >= 0.07
+    assert min(one.time_to_first_token for one in found) >= 0.15
     for one in found:
-        assert one.chunk_times[-1] - one.chunk_times[0] >= 3 * 0.02 - 0.01
+        for number, moment in enumerate(one.chunk_times, start=1):
+            assert moment - one.sent >= 0.05 + number * 0.1
         assert one.ended >= one.chunk_times[-1]
+    # A machine that stands still for a while brings pieces together, but not in all.
+    assert max(one.chunk_times[-1] - one.chunk_times[0] for one in found) >= 0.15
 
 
 def test_pieces_without_text_are_no_tokens(stand_in: StandIn) -> None:
@@ -95,7 +98,7 @@ def test_pieces_without_text_are_no_tokens(stand_in: StandIn) -> None:
 def test_an_open_loop_waits_for_nobody(stand_in: StandIn) -> None:
     """Requests are sent at their times though none is answered yet."""
     times = [0.0, 0.02, 0.04, 0.06]
-    with stand_in.client(before=0.3) as client:
+    with stand_in.client(before=1.5) as client:
         began = time.monotonic()
         found = Load(client, {}).send_at([MESSAGES] * 4, times)
 
@@ -106,7 +109,7 @@ def test_an_open_loop_waits_for_nobody(stand_in: StandIn) -> None:
         assert sent - began >= due
     for one in found:
         assert one.late is not None
-        assert 0 <= one.late < 0.3
+        assert 0 <= one.late <= one.sent - began
 
 
 def test_lateness_is_from_when_a_request_was_due(stand_in: StandIn) -> None:
@@ -120,12 +123,15 @@ def test_lateness_is_from_when_a_request_was_due(stand_in: StandIn) -> None:
 
 def test_answers_come_in_while_later_requests_wait(stand_in: StandIn) -> None:
     """An open loop tells of an answer before its last request is sent."""
-    with stand_in.client() as client:
-        told: list[float] = []
-        load = Load(client, {}, lambda _: told.append(time.monotonic()))
-        found = load.send_at([MESSAGES] * 2, [0.0, 0.3])
+    url = stand_in.url()
 
-    assert min(told) < max(one.sent for one in found)
+    def tell(_: Measured) -> None:
+        raise ZeroDivisionError
+
+    with LlamaCppClient(url) as client, pytest.raises(ZeroDivisionError):
+        Load(client, {}, tell).send_at([MESSAGES] * 2, [0.0, 60.0])
+
+    assert len(stand_in.seen(url)) == 1
 
 
 def test_failures_are_measured_as_such(stand_in: StandIn) -> None:

@@ -340,5 +340,6 @@ def test_a_function_that_raises_calls_both_off(shop: StandInHub) -> None:
                 thread.name == "llamatelemetry-download"
                 for thread in threading.enumerate()
             )
-        )
+        ),
+        60,
     )

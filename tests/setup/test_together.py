@@ -21,6 +21,12 @@ from llamatelemetry.setup._together import run_both, run_together
 Call = Callable[[threading.Event], object]
 
 
+@pytest.fixture(autouse=True)
+def long_farewell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow machine, too, nobody is left behind who ends."""
+    monkeypatch.setattr(_together, "_FAREWELL_SECONDS", 120.0)
+
+
 def until_called_off(called_off: threading.Event) -> object:
     """Work that ends when it is called off, as a download does."""
     called_off.wait()
@@ -165,7 +171,8 @@ print(bystander.pid, flush=True)
 try:
     run_together([fetch("a"), fetch("b")])
 except KeyboardInterrupt:
-    alive = [t for t in threading.enumerate() if t.name == "llamatelemetry-download"]
+    tasks = [t for t in threading.enumerate() if t.name == "llamatelemetry-download"]
+    alive = [t for t in tasks if not t.ended.is_set()]  # a thread leaves a moment later
     print("interrupted", len(alive), bystander.poll(), flush=True)
     raise
 """
@@ -178,7 +185,8 @@ def test_ctrl_c_ends_all_downloads_and_keeps_what_came(
     for name in ("a", "b"):
         hub.add("buckets/owner/name", name, os.urandom(4_000_000))
     hub.fail_next("cdn", "stall", 2, after=1_000_000)
-    hub.fail_next("cdn", "stall", 100)
+    # Who was silent too long on a slow machine still gets there, and is not done soon.
+    hub.fail_next("cdn", "stall", 100, after=100_000)
 
     with subprocess.Popen(
         [
@@ -260,14 +268,13 @@ def test_ctrl_c_does_not_wait_for_what_does_not_end(
     """A call that hears nothing is left behind after a farewell, as a daemon."""
     monkeypatch.setattr(_together, "_FAREWELL_SECONDS", 0.2)
     started = threading.Barrier(3)
-    end, ended = threading.Event(), threading.Event()
-    daemons: list[bool] = []
+    end = threading.Event()
+    left: list[threading.Thread] = []
 
     def deaf(_: threading.Event) -> object:
-        daemons.append(threading.current_thread().daemon)
+        left.append(threading.current_thread())
         started.wait()
         end.wait()
-        ended.set()
         return None
 
     def hearing(called_off: threading.Event) -> object:
@@ -278,12 +285,12 @@ def test_ctrl_c_does_not_wait_for_what_does_not_end(
     try:
         with pytest.raises(KeyboardInterrupt):
             run_together([deaf, hearing])
-        assert not ended.is_set()
-        assert daemons == [True]
+        assert [(one.is_alive(), one.daemon) for one in left] == [(True, True)]
     finally:
         end.set()
         striker.join()
-        ended.wait()
+        for one in left:
+            one.join()
 
 
 def test_who_waits_may_look_at_the_work() -> None:
@@ -305,12 +312,16 @@ def test_who_waits_may_look_at_the_work() -> None:
 
 def test_a_tick_that_fails_calls_the_work_off() -> None:
     """What it raises comes out, once the others have ended."""
+    ended: list[int] = []
 
     def tick() -> None:
         raise InterruptedError
 
+    def work(called_off: threading.Event) -> object:
+        called_off.wait()
+        ended.append(1)
+        raise CancelledError
+
     with pytest.raises(InterruptedError):
-        run_together([until_called_off, until_called_off], tick=tick)
-    assert not any(
-        thread.name == "llamatelemetry-download" for thread in threading.enumerate()
-    )
+        run_together([work, work], tick=tick)
+    assert ended == [1, 1]

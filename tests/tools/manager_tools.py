@@ -13,8 +13,8 @@ STAND_IN = Path(__file__).with_name("stand_in_engine.py")
 Make = Callable[..., ServerManager]
 
 
-def wait_for(state: Callable[[], bool], seconds: float = 5) -> None:
-    """Wait until something holds; fail when it has not in time."""
+def wait_for(state: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait until something holds; fail when it has not in time, as when it hangs."""
     deadline = time.monotonic() + seconds
     while not state():
         assert time.monotonic() < deadline
