@@ -142,7 +142,7 @@ def test_ctrl_c_shows_and_writes_what_was_measured(
     stand_in: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The loads that were finished are shown and kept; exit code 130."""
-    url = stand_in.url(tokens=2, pace=0.1)
+    url = stand_in.url(tokens=2, pace=0.5)
     path = tmp_path / "bench.json"
     arguments = ["-c", "2,1", "--requests", "2", "--warm-up", "0", "--json", str(path)]
     with interrupted_at(stand_in, url, 3):
@@ -166,7 +166,7 @@ def server_that_is_killed(at_chat: int) -> Iterator[str]:
     with process:
         assert process.stdout is not None
         server = StandIn(int(process.stdout.readline()))
-        url = server.url(tokens=2, pace=0.05)
+        url = server.url(tokens=2, pace=0.3)
 
         def watch() -> None:
             while len(chats(server, url)) < at_chat and not ended.wait(0.02):

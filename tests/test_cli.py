@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import pty
 import re
@@ -9,12 +11,15 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from client_tools import StandIn
+from manager_tools import wait_for
 
 from llamatelemetry import __version__, _conversation, cli
 from llamatelemetry._conversation import Conversation, printable
@@ -180,7 +185,7 @@ def test_serve_runs_until_a_signal_and_leaves_nothing(
     with LlamaCppClient(url, api_key="open-sesame") as client:
         assert client.tokenize("Hello").tokens
     process.send_signal(number)
-    _, log = process.communicate(timeout=20)
+    _, log = process.communicate(timeout=60)
 
     assert process.returncode == 0
     assert "listening on" in log
@@ -331,6 +336,22 @@ def test_ctrl_c_at_the_prompt_does_not_leave(engine: Engine) -> None:
     assert terminal.wait() == 0
 
 
+@contextlib.contextmanager
+def interrupted_in_its_answer() -> Iterator[None]:
+    """Press Ctrl-C once some of an answer was printed, under capsys."""
+    main = threading.get_ident()
+    shown = cast("io.StringIO", sys.stdout)
+
+    def press() -> None:
+        wait_for(lambda: len(shown.getvalue()) > 20, 60)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    watcher = threading.Thread(target=press)
+    watcher.start()
+    yield
+    watcher.join()
+
+
 def test_an_interrupted_answer_keeps_what_came(
     engine: Engine, demo_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -341,15 +362,11 @@ def test_an_interrupted_answer_keeps_what_came(
         LlamaCppClient(server.get_url()) as client,
     ):
         conversation = Conversation(client)
-        signal.signal(signal.SIGALRM, signal.default_int_handler)
-        signal.setitimer(signal.ITIMER_REAL, 0.3)
-        answer = conversation.ask(
-            "What is GGUF?", max_tokens=100_000, extra_body={"ignore_eos": True}
-        )
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        deadline = time.monotonic() + 3
-        while client.get_slots()[0]["is_processing"]:
-            assert time.monotonic() < deadline
+        with interrupted_in_its_answer():
+            answer = conversation.ask(
+                "What is GGUF?", max_tokens=100_000, extra_body={"ignore_eos": True}
+            )
+        wait_for(lambda: not client.get_slots()[0]["is_processing"], 30)
 
     assert answer.finish_reason == "cancelled"
     assert answer.text

@@ -234,7 +234,7 @@ def child_processes() -> set[int]:
 
 def left_behind(before: set[int]) -> set[int]:
     """Return the children that are there still, after some time to end."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while (left := child_processes() - before) and time.monotonic() < deadline:
         time.sleep(0.05)
     return left

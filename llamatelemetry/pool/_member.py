@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+from llamatelemetry._deadline import Deadline
 from llamatelemetry._http import HTTPClient
 from llamatelemetry.api.client import LlamaCppClient
 from llamatelemetry.exceptions import (
@@ -235,7 +236,7 @@ class Member:
             stable = time.monotonic() - self._ready_since > _STABLE_SECONDS
             delay = _FIRST_DELAY if stable else delay
             self._is_coming_back, left = True, ServerState.FAILED
-            while not self._ending.wait(delay):
+            while not self._rest(delay, left):
                 delay = min(2 * delay, _LONGEST_DELAY)
                 if self.manager.state is not left:
                     break  # its user has started or stopped it
@@ -244,6 +245,14 @@ class Member:
                     break
                 left = self.manager.state
             self._is_coming_back = False
+
+    def _rest(self, seconds: float, left: ServerState) -> bool:
+        """Wait before a start, until its user acts; return whether it is to end."""
+        rest = Deadline.after(seconds)
+        while not self._ending.wait(min(_LOOK_SECONDS, rest.remaining)):
+            if rest.expired or self.manager.state is not left:
+                return False
+        return True
 
     def _begin(self, report: Callable[[LoadProgress], None], timeout: float) -> bool:
         """Start for the first time; return whether it became ready."""

@@ -117,6 +117,7 @@ class Run:
         self._fraction = 0.0
         self._model_bytes = _model_bytes(config)
         self._on_end, self._on_event = on_end, on_event
+        self._has_begun = threading.Event()
         self._pump = threading.Thread(
             target=self._read_log, name=f"llamatelemetry-log-{process.pid}", daemon=True
         )
@@ -124,6 +125,7 @@ class Run:
     def begin(self) -> None:
         """Start to read the log."""
         self._pump.start()
+        self._has_begun.set()
 
     @property
     def events(self) -> tuple[Event, ...]:
@@ -193,6 +195,7 @@ class Run:
     def finish(self) -> None:
         """Wait until the log is read to its end."""
         if threading.current_thread() is not self._pump:
+            self._has_begun.wait(_JOIN_SECONDS)  # another thread has just started it
             self._pump.join(_JOIN_SECONDS)
 
     def _read_log(self) -> None:
@@ -209,13 +212,15 @@ class Run:
         poller.register(descriptor, select.POLLIN)
         grace = Deadline.after(None)
         while not grace.expired:
+            # Asked before the look: what it printed before its end is there by then.
+            has_ended = self.process.poll() is not None
             if poller.poll(_READ_SECONDS * 1000):
                 if not (chunk := os.read(descriptor, _READ_BYTES)):
                     return
                 yield chunk
-            elif self.process.poll() is not None:
+            elif has_ended:
                 return
-            if grace.remaining == math.inf and self.process.poll() is not None:
+            if has_ended and grace.remaining == math.inf:
                 grace = Deadline.after(_JOIN_SECONDS / 2)
 
     def _take_line(self, line: str) -> None:

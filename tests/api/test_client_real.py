@@ -22,18 +22,18 @@ MESSAGES = [{"role": "user", "content": "What is GGUF?"}]
 WORDS = 'root ::= "one " "two " "three"'
 SLOW: dict[str, Any] = {
     # Hundreds of tokens, each with the probabilities of a thousand others.
-    "max_tokens": 400,
+    "max_tokens": 900,
     "extra_body": {"ignore_eos": True, "logprobs": True, "top_logprobs": 1000},
 }
 
 
-def wait_until_idle(client: LlamaCppClient) -> float:
-    """Return after how many seconds all slots are idle."""
-    started = time.monotonic()
-    while any(slot["is_processing"] for slot in client.get_slots()):
-        assert time.monotonic() - started < 5, "a slot is still busy"
+def wait_until_freed(client: LlamaCppClient) -> None:
+    """Wait until all slots are idle, and none of them by the end of a slow answer."""
+    decoded = 0
+    while busy := [slot for slot in client.get_slots() if slot["is_processing"]]:
+        decoded = max(decoded, *(one["next_token"][0]["n_decoded"] for one in busy))
         time.sleep(0.005)
-    return time.monotonic() - started
+    assert decoded < 850
 
 
 def test_a_chat_is_answered_with_all_that_the_server_says(
@@ -215,14 +215,8 @@ def test_cancel_frees_the_slot(client: LlamaCppClient) -> None:
     assert any(slot["is_processing"] for slot in client.get_slots())
     stream.cancel()
 
-    assert wait_until_idle(client) < 2
+    wait_until_freed(client)
     assert stream.result().choices[0].finish_reason == "cancelled"
-    decoded = [
-        slot["next_token"][0]["n_decoded"]
-        for slot in client.get_slots()
-        if "next_token" in slot
-    ]
-    assert min(decoded) < 350
 
 
 def test_cancel_from_another_thread_ends_the_loop(client: LlamaCppClient) -> None:
@@ -233,10 +227,10 @@ def test_cancel_from_another_thread_ends_the_loop(client: LlamaCppClient) -> Non
     while not stream.text:
         time.sleep(0.001)
     stream.cancel()
-    reader.join(2)
+    reader.join(10)
 
     assert not reader.is_alive()
-    assert wait_until_idle(client) < 2
+    wait_until_freed(client)
 
 
 def test_leaving_a_loop_frees_the_slot(client: LlamaCppClient) -> None:
@@ -245,7 +239,7 @@ def test_leaving_a_loop_frees_the_slot(client: LlamaCppClient) -> None:
         if chunk.choices[0].delta.content:
             break
 
-    assert wait_until_idle(client) < 2
+    wait_until_freed(client)
 
 
 def test_waiting_for_a_slot_can_be_cancelled(client: LlamaCppClient) -> None:
@@ -258,12 +252,12 @@ def test_waiting_for_a_slot_can_be_cancelled(client: LlamaCppClient) -> None:
     reader.start()
     time.sleep(0.02)
     waiting.cancel()
-    reader.join(2)
+    reader.join(10)
 
     assert not reader.is_alive()
     for stream in busy:
         stream.cancel()
-    assert wait_until_idle(client) < 2
+    wait_until_freed(client)
 
 
 def test_many_threads_share_a_client(client: LlamaCppClient) -> None:

@@ -132,7 +132,7 @@ def test_a_server_killed_while_it_streams(start: Start) -> None:
         list(stream)
 
     assert caught.value.partial.choices[0].message.content.startswith("ababababab")
-    assert time.monotonic() - killed < 1
+    assert time.monotonic() - killed < 10  # and not after the 30 s of silence
     with pytest.raises(ConnectionFailedError):
         client.chat_completion(MESSAGES)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import select
 import socket
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from client_tools import StandIn
+from manager_tools import wait_for
 
 from llamatelemetry._http import HTTPClient, is_loopback
 from llamatelemetry.exceptions import (
@@ -21,6 +23,9 @@ from llamatelemetry.exceptions import (
     ConnectionFailedError,
     RequestTimeoutError,
 )
+
+AT_ONCE = 10
+"""Seconds in which a busy machine does what takes none; what is wrong takes 30."""
 
 
 @pytest.fixture
@@ -71,7 +76,8 @@ def test_a_closed_connection_is_replaced_unnoticed(stand_in: StandIn) -> None:
     client = HTTPClient(url)
     for _ in range(3):
         client.request("POST", "/tokenize", json={})
-        time.sleep(0.02)
+        (kept,) = client._idle
+        select.select([kept._line.socket], [], [], 30)  # until it is closed
 
     assert len(set(connections(stand_in, url))) == 3
 
@@ -136,7 +142,7 @@ def test_nobody_listening_is_told_at_once() -> None:
     with pytest.raises(ConnectionFailedError, match="Connection refused") as caught:
         HTTPClient(f"http://127.0.0.1:{port}").request("GET", "/health")
 
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < AT_ONCE
     assert isinstance(caught.value, ConnectionError)
     assert f"127.0.0.1:{port}" in str(caught.value)
 
@@ -148,7 +154,7 @@ def test_a_connection_that_does_not_open_times_out(deaf_port: int) -> None:
     with pytest.raises(ConnectionFailedError, match=r"no connection within 0\.2 s"):
         client.request("GET", "/", connect_timeout=0.2)
 
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < AT_ONCE
 
 
 def test_a_total_that_is_used_up_while_connecting_is_a_timeout(deaf_port: int) -> None:
@@ -337,11 +343,17 @@ def test_closing_ends_the_reader_of_another_thread(stand_in: StandIn) -> None:
     reply = client.stream("POST", "/v1/chat/completions", json={})
     reply.open()
     blocks: list[bytes] = []
-    reader = threading.Thread(target=lambda: blocks.extend(reply))
+
+    def read() -> None:
+        for block in reply:
+            blocks.append(block)  # noqa: PERF402 -- one by one
+
+    reader = threading.Thread(target=read)
     reader.start()
-    time.sleep(0.2)
+    wait_for(lambda: len(blocks) == 2, AT_ONCE)
+    time.sleep(0.05)
     reply.close()
-    reader.join(5)
+    reader.join(AT_ONCE)
 
     assert not reader.is_alive()
     assert len(blocks) == 2

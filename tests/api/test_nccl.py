@@ -917,7 +917,7 @@ def test_a_silent_stranger_keeps_no_program_from_ending(torch: ModuleType) -> No
             [sys.executable, "-W", "error", "-c", INTERRUPTED, address],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=250,
             check=True,
         )
         now = time.monotonic()
@@ -929,11 +929,11 @@ def test_a_silent_stranger_keeps_no_program_from_ending(torch: ModuleType) -> No
         "KeyboardInterrupt",
         "KeyboardInterrupt",
     ]
-    assert all(seconds < 5 for _, _, seconds in results)
+    assert all(seconds < 50 for _, _, seconds in results)  # of 200
     for _, message, _ in results[:2]:
         assert f"pid {os.getpid()}, " in message
     assert names == ["llamatelemetry-rendezvous"]
-    assert now - ended < 10
+    assert now - ended < 50
     assert done.stderr == ""
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from client_tools import MESSAGES, StandIn
+from manager_tools import wait_for
 
 from llamatelemetry.api.client import (
     ChatStream,
@@ -27,16 +28,13 @@ from llamatelemetry.exceptions import (
     StreamError,
 )
 
+AT_ONCE = 10
+"""Seconds in which a busy machine does what takes none; what is wrong takes 30."""
 
-def wait_for_hang_up(stand_in: StandIn, url: str) -> float:
-    """Return after how many seconds the stand-in saw its client hang up."""
-    end = time.monotonic() + 5
-    while time.monotonic() < end:
-        entries = stand_in.seen(url)
-        if entries and entries[-1]["hung_up_after"] is not None:
-            return float(entries[-1]["hung_up_after"])
-        time.sleep(0.02)
-    raise AssertionError("the server never noticed that its client hung up")
+
+def wait_for_hang_up(stand_in: StandIn, url: str) -> None:
+    """Wait until the stand-in has seen its client hang up, long before the end."""
+    wait_for(lambda: stand_in.seen(url)[-1]["hung_up_after"] is not None, AT_ONCE)
 
 
 def test_a_stream_hands_out_its_chunks(stand_in: StandIn) -> None:
@@ -231,7 +229,7 @@ def test_a_server_that_hangs_after_the_end_costs_little(stand_in: StandIn) -> No
     response = stand_in.client(end="hang").chat_completion(MESSAGES)
 
     assert response.choices[0].finish_reason == "stop"
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < AT_ONCE
 
 
 # Time.
@@ -239,38 +237,36 @@ def test_a_server_that_hangs_after_the_end_costs_little(stand_in: StandIn) -> No
 
 def test_a_long_answer_does_not_time_out(stand_in: StandIn) -> None:
     """Silence is what times out: an answer may take longer than the timeout."""
-    client = LlamaCppClient(stand_in.url(tokens=9, pace=0.2), timeout=0.6)
+    client = LlamaCppClient(stand_in.url(tokens=27, pace=0.2), timeout=5)
     started = time.monotonic()
 
     assert client.chat_completion(MESSAGES).usage.completion_tokens == 3
-    assert time.monotonic() - started > 1.5
+    assert time.monotonic() - started > 5
 
 
 @pytest.mark.parametrize("chunked", [0, 1])
 def test_chunks_are_handed_out_as_they_come(stand_in: StandIn, chunked: int) -> None:
     """No chunk waits for the next one, whether the reply is chunked or not."""
-    client = stand_in.client(tokens=4, pace=0.15, chunked=chunked)
-    started = time.monotonic()
-    times = [
-        time.monotonic() - started
-        for chunk in client.chat_completion_stream(MESSAGES)
-        if chunk.choices[0].delta.content
-    ]
+    client = stand_in.client(tokens=4, steps=1, chunked=chunked)
+    stream = client.chat_completion_stream(MESSAGES)
+    next(stream)  # who speaks
 
-    for number, elapsed in enumerate(times, start=1):
-        assert 0.15 * number - 0.02 < elapsed < 0.15 * number + 0.12
+    for number in range(4):
+        client.health()  # without it the server sends nothing more
+        assert next(stream).choices[0].delta.content == f"w{number} "
+    assert next(stream).choices[0].finish_reason == "stop"
 
 
 def test_pings_keep_a_silent_server_alive(stand_in: StandIn) -> None:
     """A server that thinks with pings for longer than the timeout is waited for."""
-    client = LlamaCppClient(stand_in.url(hush=1.6, ping=0.2), timeout=0.6)
+    client = LlamaCppClient(stand_in.url(hush=5.4, ping=0.2), timeout=5)
 
     assert client.chat_completion(MESSAGES).choices[0].finish_reason == "stop"
 
 
 def test_silence_times_out(stand_in: StandIn) -> None:
     """Without pings the same is an error, which is also a builtin TimeoutError."""
-    client = LlamaCppClient(stand_in.url(hush=5), timeout=0.4)
+    client = LlamaCppClient(stand_in.url(hush=30), timeout=3)
     stream = client.chat_completion_stream(MESSAGES)
     with pytest.raises(RequestTimeoutError, match="more of the reply") as caught:
         list(stream)
@@ -281,21 +277,21 @@ def test_silence_times_out(stand_in: StandIn) -> None:
 
 def test_silence_before_the_reply_times_out(stand_in: StandIn) -> None:
     """A server that never begins is left after the timeout, with a likely cause."""
-    client = LlamaCppClient(stand_in.url(before=5), timeout=0.3)
+    client = LlamaCppClient(stand_in.url(before=30), timeout=0.3)
     with pytest.raises(RequestTimeoutError, match="every slot busy"):
         client.chat_completion(MESSAGES)
 
 
 def test_the_total_time_is_apart(stand_in: StandIn) -> None:
     """`total_timeout` ends an answer that is not silent."""
-    url = stand_in.url(tokens=100, pace=0.1)
+    url = stand_in.url(tokens=1000, pace=0.1)
     client = LlamaCppClient(url, timeout=30, total_timeout=0.5)
     started = time.monotonic()
     with pytest.raises(RequestTimeoutError, match=r"total_timeout=0\.5"):
         client.chat_completion(MESSAGES)
 
-    assert 0.4 < time.monotonic() - started < 1.5
-    assert wait_for_hang_up(stand_in, url) < 2
+    assert 0.4 < time.monotonic() - started < AT_ONCE
+    wait_for_hang_up(stand_in, url)
 
 
 @pytest.mark.slow
@@ -323,21 +319,19 @@ def test_cancel_ends_a_waiting_reader_and_hangs_up(stand_in: StandIn) -> None:
     texts: list[str | None] = []
 
     def read() -> None:
-        texts.extend(chunk.choices[0].delta.content for chunk in stream)
+        for chunk in stream:
+            texts.append(chunk.choices[0].delta.content)  # noqa: PERF401 -- one by one
 
     reader = threading.Thread(target=read)
     reader.start()
-    while stream.text == "":
-        time.sleep(0.01)
+    wait_for(lambda: texts == [None, "w0 "], AT_ONCE)
     time.sleep(0.05)
-    started = time.monotonic()
     stream.cancel()
-    reader.join(5)
+    reader.join(AT_ONCE)
 
     assert not reader.is_alive()
-    assert time.monotonic() - started < 0.5
     assert texts == [None, "w0 "]
-    assert wait_for_hang_up(stand_in, url) < 3
+    wait_for_hang_up(stand_in, url)
     response = stream.result()
     assert response.choices[0].message.content == "w0 "
     assert response.choices[0].finish_reason == "cancelled"
@@ -357,12 +351,10 @@ def test_cancel_ends_the_wait_for_the_reply(
     reader.start()
     while not stand_in.seen(url):
         time.sleep(0.01)
-    started = time.monotonic()
     stream.cancel()
-    reader.join(5)
+    reader.join(AT_ONCE)
 
     assert not reader.is_alive()
-    assert time.monotonic() - started < 0.5
     assert stream.result().choices[0].finish_reason == "cancelled"
 
 
@@ -408,7 +400,7 @@ def test_leaving_the_block_ends_the_generation(stand_in: StandIn) -> None:
             if chunk.choices[0].delta.content:
                 break
 
-    assert wait_for_hang_up(stand_in, url) < 2
+    wait_for_hang_up(stand_in, url)
     assert stream.result().choices[0].message.content == "w0 "
 
 
@@ -421,7 +413,7 @@ def test_letting_go_of_a_stream_ends_the_generation(stand_in: StandIn) -> None:
         for chunk in client.chat_completion_stream(MESSAGES):
             if chunk.choices[0].delta.content:
                 break
-        assert wait_for_hang_up(stand_in, url) < 2
+        wait_for_hang_up(stand_in, url)
     finally:
         gc.enable()
 
@@ -436,7 +428,7 @@ def test_a_stream_is_a_generator_in_its_rarer_methods_too(stand_in: StandIn) -> 
         stream.throw(KeyError("mine"))
     stream.close()
     assert list(stream) == []
-    assert wait_for_hang_up(stand_in, url) < 2
+    wait_for_hang_up(stand_in, url)
 
 
 @pytest.mark.parametrize("wanted", [KeyboardInterrupt, ZeroDivisionError])
@@ -454,7 +446,7 @@ def test_an_error_of_the_caller_ends_the_generation(
     with pytest.raises(wanted):
         next(stream)
 
-    assert wait_for_hang_up(stand_in, url) < 2
+    wait_for_hang_up(stand_in, url)
     if wanted is KeyboardInterrupt:
         assert stream.result().choices[0].finish_reason == "cancelled"
     else:
@@ -471,14 +463,16 @@ def test_each_request_is_told_once(stand_in: StandIn) -> None:
     url = stand_in.url(pace=0.05)
     client = LlamaCppClient(url, on_request=records.append)
     stream = client.chat_completion_stream(MESSAGES)
+    before = time.monotonic()
     list(stream)
     stream.result()
 
     (record,) = records
     assert (record.kind, record.path) == ("chat", "/v1/chat/completions")
     assert record.time_to_first_token is not None
-    assert 0.04 < record.time_to_first_token < record.duration < 1
-    assert record.start < record.end <= time.monotonic()
+    assert 0.04 < record.time_to_first_token < record.duration
+    assert record.duration == record.end - record.start
+    assert before <= record.start < record.end <= time.monotonic()
     assert (record.usage, record.timings) == (stream.usage, stream.timings)
     assert (record.finish_reason, record.model) == ("stop", "stand-in")
     assert record.error is None
@@ -529,7 +523,7 @@ def test_subscribers_get_what_they_asked_for(stand_in: StandIn) -> None:
     client.subscribe(plain.append)
     end = client.subscribe(timed.append, chunk_times=True, text=True)
     stream = client.with_options(timeout=9).chat_completion_stream(MESSAGES, seed=4)
-    list(stream)
+    taken = [time.monotonic() for _ in stream]  # the first one says who speaks
     end()
     end()
     client.chat_completion(MESSAGES)
@@ -549,11 +543,10 @@ def test_subscribers_get_what_they_asked_for(stand_in: StandIn) -> None:
     times = record.chunk_times
     assert times is not None
     assert len(times) == 4
-    assert record.start + 0.015 < times[0]
-    assert times[-1] - times[0] > 0.05
-    assert record.time_to_first_token == pytest.approx(
-        times[0] - record.start, abs=0.005
-    )
+    for before, when, after in zip(taken[:4], times, taken[1:5], strict=True):
+        assert before <= when <= after
+    assert record.time_to_first_token is not None
+    assert times[0] <= record.start + record.time_to_first_token <= times[1]
     for other in (plain[0], told[0]):
         assert (other.sent, other.answer) == (None, None)
         assert other.chunk_times == times

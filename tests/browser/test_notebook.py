@@ -16,6 +16,7 @@ from browser_tools import (
     is_running,
     open_voila,
     percentile,
+    press,
     wait_until,
     write_notebook,
 )
@@ -48,7 +49,13 @@ chat = ChatPanel(LlamaCppClient({url!r}))
 ipywidgets.VBox([chart.widget, chat.widget])
 """
 SLEEP = "import time\nmonitor.mark('busy')\ntime.sleep(20)"
-COMPUTE = "end = time.time() + 6\nwhile time.time() < end:\n    sum(range(1000))"
+COMPUTE = """
+end = time.time() + 6
+while time.time() < end or not pathlib.Path({seen!r}).exists():
+    sum(range(1000))
+"""
+ENOUGH = """since => ['picture', 'answer'].every(kind =>
+  window.seen.filter(one => one[0] === kind && one[1] >= since).length >= 5)"""
 
 TWO = """
 import ipywidgets
@@ -128,8 +135,9 @@ def test_chart_and_answer_go_on_while_a_cell_runs(  # noqa: PLR0917 - fixtures
     shape = read_shapes()["qwen3-14b"]
     model = str(write_shape(shape, tmp_path / "qwen3-14b.gguf", tokens=False))
     url = stand_in.url(tokens=4000, pace=0.025)
-    sent_file = tmp_path / "sent.json"
-    cells = [WATCHED.format(model=model, url=url), SLEEP, COMPUTE]
+    sent_file, seen_file = tmp_path / "sent.json", tmp_path / "seen"
+    compute = COMPUTE.format(seen=str(seen_file))
+    cells = [WATCHED.format(model=model, url=url), SLEEP, compute]
     last = f"write_sent({str(sent_file)!r})"
     name = write_notebook(jupyter.notebooks, "busy.ipynb", NOTE_SENT, *cells, last)
     watched = open_page()
@@ -154,7 +162,10 @@ def test_chart_and_answer_go_on_while_a_cell_runs(  # noqa: PLR0917 - fixtures
     page.locator("img.widget-image").scroll_into_view_if_needed()
     watched.shoot("lab-busy")
     watched.shoot("vram-panel", page.locator(".widget-image").locator("xpath=.."))
-    lab.run(3)
+    lab.begin(3)
+    page.wait_for_function(ENOUGH, arg=between, polling=500)
+    seen_file.touch()
+    lab.wait_for(3)
     ended = now_of(watched)
     page.get_by_role("button", name="Stop").click()
     lab.run(4)
@@ -193,12 +204,12 @@ def test_two_panels_of_one_server_agree(
     ask(one, "What is GGUF?")
     one.get_by_text("first token after").wait_for()
     assert other.get_by_text("What is GGUF?").count() == 0
-    first.get_by_role("button", name="Stop", exact=True).click()
+    press(first, "Stop")
     second.get_by_text(re.compile("■ stopped")).wait_for()
     ask(other, "Are you there?")
     other.get_by_text("Error").first.wait_for()
     watched.shoot("two-panels-stopped")
-    second.get_by_role("button", name="Start", exact=True).click()
+    press(second, "Start")
     first.get_by_text(re.compile("● ready")).wait_for()
     ask(other, "What is GGUF?")
     other.get_by_text("first token after").first.wait_for()

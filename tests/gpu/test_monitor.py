@@ -718,6 +718,8 @@ def test_a_subscriber_of_a_sample_may_stop_the_monitor(driver: StandInDriver) ->
     """Called in a thread of the user's, it waits for the last sample as others do."""
     driver.describe(t4())
     watched = GPUMonitor(3600)
+    begun = threading.Event()
+    watched.subscribe(lambda _: begun.set())
     watched.start()
     here = threading.current_thread()
     told: list[bool] = []
@@ -726,8 +728,7 @@ def test_a_subscriber_of_a_sample_may_stop_the_monitor(driver: StandInDriver) ->
         told.append(threading.current_thread() is here)
         watched.stop()
 
-    while not watched.latest():
-        threads()[0].join(0.001)
+    assert begun.wait(30)  # else the first sample might be told to it too
     watched.subscribe(stop)
     watched.sample()
 

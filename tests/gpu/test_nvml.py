@@ -358,13 +358,13 @@ def test_what_runs_around_a_fork_leaves_nothing_closed(driver: StandInDriver) ->
     _nvml._before_fork()
     _nvml._after_fork()
     with ThreadPoolExecutor(1) as pool:
-        assert len(pool.submit(_nvml.cards).result(timeout=5)) == 1
+        assert len(pool.submit(_nvml.cards).result(timeout=30)) == 1
     assert len(driver.calls(INITIALIZE)) == 1
 
     _nvml._before_fork()
     _nvml._begin_anew()
     with ThreadPoolExecutor(1) as pool:
-        assert len(pool.submit(_nvml.cards).result(timeout=5)) == 1
+        assert len(pool.submit(_nvml.cards).result(timeout=30)) == 1
     assert len(driver.calls(INITIALIZE)) == 2
 
 

@@ -22,6 +22,14 @@ def config(tiny_model: Path) -> ServerConfig:
 
 
 @pytest.fixture
+def held(tmp_path: Path) -> Path:
+    """What keeps "held" engines loading, named by their alias, until it is removed."""
+    file = tmp_path / "held"
+    file.touch()
+    return file
+
+
+@pytest.fixture
 def make_pool(config: ServerConfig) -> Iterator[MakePool]:
     """Make pools of two servers without cards, stopped whatever the test does."""
     pools: list[ServerPool] = []

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -37,7 +38,7 @@ from llamatelemetry.exceptions import (
 )
 from llamatelemetry.pool import ServerPool, _member
 from llamatelemetry.pool._prefixes import Prompt
-from llamatelemetry.server import ServerConfig, ServerState
+from llamatelemetry.server import ServerConfig, ServerManager, ServerState
 from llamatelemetry.server.events import LoadProgress
 
 MakePool = Callable[..., ServerPool]
@@ -55,6 +56,13 @@ def seen(pool: ServerPool, number: int) -> list[dict[str, Any]]:
     with opener.open(f"{url}/seen") as reply:
         entries = json.load(reply)
     return [entry for entry in entries if entry["path"] != "/health"]
+
+
+def takes_connections(server: ServerManager) -> bool:
+    """Whether anybody listens where a server did."""
+    port = int(server.get_url().rpartition(":")[2])
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def threads_of_pools() -> list[str]:
@@ -95,9 +103,11 @@ def test_a_pool_can_be_started_again(make_pool: MakePool) -> None:
             client.chat_completion(MESSAGES)
 
 
-def test_servers_start_side_by_side(make_pool: MakePool) -> None:
+def test_servers_start_side_by_side(
+    make_pool: MakePool, config: ServerConfig, held: Path
+) -> None:
     """All servers of a pool load at the same time, so it takes as long as one."""
-    pool = make_pool("slow", gpus=[[], [], [], []])
+    pool = make_pool("held", given=config.replace(alias=str(held)), gpus=[[]] * 4)
 
     def all_load() -> bool:
         return all(server.state is ServerState.STARTING for server in pool.servers)
@@ -105,7 +115,8 @@ def test_servers_start_side_by_side(make_pool: MakePool) -> None:
     with ThreadPoolExecutor(1) as threads:
         starting = threads.submit(pool.start)
         wait_for(all_load)
-        starting.result(20)
+        held.unlink()
+        starting.result(30)
     assert pool.status().ready == 4
 
 
@@ -181,7 +192,7 @@ def test_a_stop_ends_a_start_in_another_thread(make_pool: MakePool) -> None:
 
 def test_progress_may_stop_the_pool(make_pool: MakePool) -> None:
     """The callback runs in the thread that starts, and may call stop()."""
-    pool = make_pool("slow", progress=lambda _: pool.stop())
+    pool = make_pool("mute", timeout=300, progress=lambda _: pool.stop())
 
     with pytest.raises(ServerError, match="stopped while it was started"):
         pool.start()
@@ -194,7 +205,7 @@ def test_what_progress_raises_ends_the_start(make_pool: MakePool) -> None:
     def fail(_: LoadProgress) -> None:
         raise ZeroDivisionError
 
-    pool = make_pool("slow", progress=fail)
+    pool = make_pool("mute", timeout=300, progress=fail)
     with pytest.raises(ZeroDivisionError):
         pool.start()
     assert not any(server.is_running() for server in pool.servers)
@@ -397,12 +408,20 @@ def test_servers_that_refuse_connections_are_no_tries(make_pool: MakePool) -> No
     with make_pool() as pool:
         for _ in pool.servers:
             pool.client.chat_completion(MESSAGES, extra_body=asks(deaf=1))
+        wait_for(lambda: not any(map(takes_connections, pool.servers)))
         before = sum(one.requests for one in pool.status())
-        with pytest.raises(ConnectionFailedError):
-            pool.client.with_options(timeout=1.5).chat_completion(MESSAGES)
 
-        # More often than servers may break off over one request.
-        assert sum(one.requests for one in pool.status()) - before > 3
+        def tried() -> int:
+            return sum(one.requests for one in pool.status()) - before
+
+        stream = pool.client.chat_completion_stream(MESSAGES)
+        with ThreadPoolExecutor(1) as threads:
+            asking = threads.submit(list, stream)
+            wait_for(lambda: tried() > 3)  # more often than may break off over one
+            stream.cancel()
+            assert asking.result(30) == []
+        with pytest.raises(ConnectionFailedError):
+            pool.client.with_options(timeout=0.5).chat_completion(MESSAGES)
         assert [server.is_running() for server in pool.servers] == [True, True]
 
 
@@ -411,20 +430,22 @@ def test_a_second_start_that_takes_too_long_is_tried_again(
 ) -> None:
     """A server that is not ready in time is stopped and started once more."""
     monkeypatch.setattr(_member, "_FIRST_DELAY", 0.01)
-    with make_pool("slow_again", timeout=1, gpus=[[]]) as pool:
+    with make_pool("slow_again", gpus=[[]]) as pool:
         server = pool.servers[0]
         restart, runs = server.restart, []
 
         def restart_noted() -> None:
+            # Only what takes 20 s is to be too slow, whatever else the machine does.
+            monkeypatch.setattr(server, "_timeout", 20 if runs else 0.5)
             runs.append(server.is_running())
             restart()
 
         monkeypatch.setattr(server, "restart", restart_noted)
         assert server.pid is not None
         os.kill(server.pid, signal.SIGKILL)
-        wait_for(lambda: pool.status()[0].restarts >= 2, seconds=20)
+        wait_for(lambda: pool.status()[0].restarts >= 2)
 
-        wait_for(lambda: pool.status().ready == 1, seconds=20)
+        wait_for(lambda: pool.status().ready == 1)
         assert runs == [False, False]  # it held no memory while it waited
 
 
@@ -531,7 +552,7 @@ def test_a_server_its_user_brought_back_is_taken(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that its user restarts while the pool still waits is not restarted twice."""
-    monkeypatch.setattr(_member, "_FIRST_DELAY", 0.5)
+    monkeypatch.setattr(_member, "_FIRST_DELAY", 30.0)
     with make_pool(gpus=[[]]) as pool:
         pid = pool.servers[0].pid
         assert pid is not None
@@ -544,12 +565,17 @@ def test_a_server_its_user_brought_back_is_taken(
 
 
 def test_a_stop_ends_a_server_that_is_coming_back(
-    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+    make_pool: MakePool,
+    config: ServerConfig,
+    held: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """stop() in the middle of a restart leaves nothing running."""
     monkeypatch.setattr(_member, "_FIRST_DELAY", 0.0)
-    pool = make_pool("slow", timeout=20)
+    held.unlink()
+    pool = make_pool("held", given=config.replace(alias=str(held)), gpus=[[], []])
     with pool:
+        held.touch()
         pid = pool.servers[0].pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
@@ -564,14 +590,17 @@ def test_a_stop_ends_a_server_that_is_coming_back(
 def test_each_request_is_answered_once(make_pool: MakePool) -> None:
     """Eight threads, 200 requests: each came to one server, once.
 
-    Both take as long for each, so that each gets half of them within a tenth.
+    None is read to its end before eight are under way: four of them at each server.
     """
+    all_begun = threading.Barrier(8)
     with make_pool() as pool:
 
         def ask(number: int) -> int:
             message = [{"role": "user", "content": f"question {number}"}]
-            body = asks(tokens=2, pace=0.03)
-            pool.client.chat_completion(message, extra_body=body)
+            stream = pool.client.chat_completion_stream(message)
+            next(stream)
+            all_begun.wait(30)
+            assert stream.result().choices[0].message.content == "w0 w1 w2 "
             return number
 
         with ThreadPoolExecutor(8) as threads:
@@ -584,9 +613,7 @@ def test_each_request_is_answered_once(make_pool: MakePool) -> None:
         ]
         assert done == list(range(200))
         assert sorted(questions) == sorted(f"question {n}" for n in range(200))
-        counts = [one.requests for one in pool.status()]
-        assert sum(counts) == 200
-        assert max(counts) - min(counts) <= 20
+        assert [one.requests for one in pool.status()] == [100, 100]
 
 
 def test_a_conversation_stays_where_it_began(make_pool: MakePool) -> None:
@@ -641,7 +668,7 @@ def test_a_stream_can_be_called_off_while_it_waits(
             time.sleep(0.05)
             stream.cancel()
 
-            assert waiting.result(5) == []
+            assert waiting.result(30) == []
         assert stream.cancelled
 
 
@@ -654,7 +681,7 @@ def test_errors_of_a_server_are_not_asked_again(make_pool: MakePool) -> None:
             pool.client.chat_completion(MESSAGES, extra_body=asks(end="error"))
         with pytest.raises(RequestTimeoutError):
             pool.client.with_options(timeout=0.2).chat_completion(
-                MESSAGES, extra_body=asks(before=2)
+                MESSAGES, extra_body=asks(before=60)
             )
         assert sum(one.requests for one in pool.status()) == 3
         assert sum(one.in_flight for one in pool.status()) == 0
@@ -669,9 +696,9 @@ def test_the_whole_time_is_limited_over_all_tries(
         client = pool.make_client(total_timeout=0.5)
         over = "longer than total_timeout=0.5 s"
         with pytest.raises(RequestTimeoutError, match=over):
-            client.chat_completion(MESSAGES, extra_body=asks(before=5))
+            client.chat_completion(MESSAGES, extra_body=asks(before=60))
         with pytest.raises(RequestTimeoutError, match=over):
-            client.chat_completion(MESSAGES, extra_body=asks(pace=0.2, tokens=50))
+            client.chat_completion(MESSAGES, extra_body=asks(pace=0.2, tokens=300))
         for server in pool.servers:
             assert server.pid is not None
             os.kill(server.pid, signal.SIGKILL)
@@ -687,7 +714,7 @@ def test_each_request_has_a_record_whatever_becomes_of_it(
     monkeypatch.setattr(_member, "_FIRST_DELAY", 30.0)
     records: list[RequestRecord] = []
     pool = make_pool()
-    client = pool.make_client(on_request=records.append, timeout=0.2)
+    client = pool.make_client(on_request=records.append, timeout=3)
     with pytest.raises(ServerNotRunningError):
         client.chat_completion(MESSAGES)
     with pool, pytest.raises(ClientError):
@@ -840,10 +867,11 @@ def test_the_key_opens_every_server(make_pool: MakePool, config: ServerConfig) -
 def test_logs_say_whose_line_it_is(make_pool: MakePool) -> None:
     """Each line begins with the number of its server."""
     with make_pool() as pool:
+        # A server may be ready before its last line was read.
+        wait_for(lambda: pool.get_logs().count("listening on") == 2)
         lines = pool.get_logs().splitlines()
 
     assert {line[:4] for line in lines} == {"[0] ", "[1] "}
-    assert sum("listening on" in line for line in lines) == 2
 
 
 def test_the_status_is_a_table_and_rows(make_pool: MakePool) -> None:
@@ -868,22 +896,31 @@ def test_a_pool_runs_as_long_as_a_server_does_or_will(make_pool: MakePool) -> No
             assert pid is not None
             os.kill(pid, signal.SIGKILL)
         assert pool.is_running()
-        wait_for(lambda: pool.status().ready == 2, 30)
+        wait_for(lambda: pool.status().ready == 2)
         assert pool.is_running()
     assert not pool.is_running()
 
 
-def test_a_start_may_be_looked_at_and_ended(make_pool: MakePool) -> None:
+def test_a_start_may_be_looked_at_and_ended(
+    make_pool: MakePool, config: ServerConfig, held: Path
+) -> None:
     """The tick is called in the thread that starts; what it raises stops all again."""
-    told: list[LoadProgress | None] = []
-    pool = make_pool("slow")
-    pool.start(tick=told.append)
+    told: list[threading.Thread] = []
+    pool = make_pool("held", given=config.replace(alias=str(held)), gpus=[[], []])
+
+    def look(_: LoadProgress | None) -> None:
+        told.append(threading.current_thread())
+        if len(told) > 1:
+            held.unlink(missing_ok=True)
+
+    pool.start(tick=look)
     pool.stop()
-    assert len(told) > 1
+    assert set(told) == {threading.current_thread()}
 
     def tick(_: LoadProgress | None) -> None:
         raise InterruptedError
 
+    held.touch()
     with pytest.raises(InterruptedError):
         pool.start(tick=tick)
     assert not pool.is_running()
@@ -911,13 +948,13 @@ def test_a_request_called_off_while_it_is_sent_ends(make_pool: MakePool) -> None
     """close() in the middle of open() ends it, and no other server is asked."""
     with make_pool() as pool:
         http = pool.client._transport.http
-        body = {"prompt": "x"} | asks(before=5)
+        body = {"prompt": "x"} | asks(before=60)
         reply = http.stream("POST", "/v1/completions", json=body)
         with ThreadPoolExecutor(1) as threads:
             opening = threads.submit(reply.open)
             wait_for(lambda: sum(one.in_flight for one in pool.status()) == 1)
             reply.close()
-            assert isinstance(opening.exception(5), ConnectionFailedError)
+            assert isinstance(opening.exception(30), ConnectionFailedError)
         assert sum(one.requests for one in pool.status()) == 1
         assert pool.status().ready == 2  # it is not the server's fault
 

@@ -30,6 +30,14 @@ def make() -> Iterator[Make]:
 
 
 @pytest.fixture
+def held(tmp_path: Path) -> Path:
+    """What keeps a "held" engine loading, named by its alias, until it is removed."""
+    file = tmp_path / "held"
+    file.touch()
+    return file
+
+
+@pytest.fixture
 def config(tiny_model: Path) -> ServerConfig:
     """A configuration that takes any free port."""
     return ServerConfig(tiny_model, port=0)

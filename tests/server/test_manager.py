@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from manager_tools import STAND_IN, Make, children
+from manager_tools import STAND_IN, Make, children, wait_for
 
 from llamatelemetry.exceptions import (
     ConfigurationError,
@@ -31,9 +31,11 @@ from llamatelemetry.server import ServerConfig, ServerManager, ServerState, _lin
 from llamatelemetry.server.events import Exited, Loading, LoadProgress, Notice
 
 
-def test_a_life_from_new_to_stopped(make: Make, config: ServerConfig) -> None:
+def test_a_life_from_new_to_stopped(
+    make: Make, config: ServerConfig, held: Path
+) -> None:
     """Every state is passed in order, and each question is answered in each."""
-    server = make("slow")
+    server = make("held")
     assert server.state is ServerState.NEW
     assert not server.is_running()
     assert server.pid is None
@@ -41,9 +43,10 @@ def test_a_life_from_new_to_stopped(make: Make, config: ServerConfig) -> None:
     assert list(server.follow_logs()) == []
     server.stop()  # nothing to stop: quiet
 
-    assert server.start_with_config(config) is True
+    assert server.start_with_config(config.replace(alias=str(held))) is True
     assert server.state is ServerState.STARTING
     assert server.wait_until_ready(timeout=0.1) is False  # time is over, it goes on
+    held.unlink()
     assert server.wait_until_ready(timeout=20) is True
     assert server.state is ServerState.READY
     assert server.wait_until_ready(timeout=1) is True
@@ -98,8 +101,8 @@ def test_more_log_than_a_pipe_holds_blocks_nothing(
     server.start_with_config(config)
 
     assert server.wait_until_ready(30)
+    wait_for(lambda: "noise 03999" in server.get_logs())  # read while it got ready
     assert "noise 00000" in server.get_logs()
-    assert "noise 03999" in server.get_logs()
 
 
 def test_a_log_that_is_no_text_blocks_nothing(make: Make, config: ServerConfig) -> None:
@@ -171,10 +174,9 @@ def test_a_server_that_dies_later_is_noticed(make: Make, config: ServerConfig) -
     server = make("short_lived")
     server.start_with_config(config)
     assert server.wait_until_ready(20)
-    deadline = time.monotonic() + 10
-    while server._state is not ServerState.FAILED:  # set by the log's reader
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGUSR1)
+    wait_for(lambda: server._state is ServerState.FAILED)  # set by the log's reader
 
     with pytest.raises(ServerStartError, match="after it was ready") as caught:
         server.raise_if_failed()
@@ -218,15 +220,14 @@ def test_a_port_that_is_lost_every_time_is_an_error(
 
 
 def test_an_immortal_server_is_killed(make: Make, config: ServerConfig) -> None:
-    """A server that ignores SIGTERM is gone within five seconds."""
+    """A server that ignores SIGTERM is ended by SIGKILL."""
     server = make("immortal")
     server.start_with_config(config)
     assert server.wait_until_ready(20)
     pid = server.pid
-    began = time.monotonic()
     server.stop()
 
-    assert time.monotonic() - began < 5
+    assert server.events[-1] == Exited(-signal.SIGKILL)
     assert pid is not None
     assert _linux.process_start_time(pid) is None
 
@@ -287,12 +288,17 @@ def test_stop_from_another_thread_ends_the_wait(
     assert time.monotonic() - began < 10
 
 
-def test_loading_is_reported(make: Make, config: ServerConfig) -> None:
+def test_loading_is_reported(make: Make, config: ServerConfig, held: Path) -> None:
     """Progress goes to the callback and to the events, from 0 to 1, rising."""
-    server = make("slow")
+    server = make("held")
     steps: list[LoadProgress] = []
-    server.start_with_config(config)
-    assert server.wait_until_ready(20, progress=steps.append)
+
+    def note(step: LoadProgress) -> None:
+        steps.append(step)
+        held.unlink(missing_ok=True)
+
+    server.start_with_config(config.replace(alias=str(held)))
+    assert server.wait_until_ready(20, progress=note)
 
     fractions = [step.fraction for step in steps]
     assert fractions == sorted(fractions)
@@ -303,11 +309,11 @@ def test_loading_is_reported(make: Make, config: ServerConfig) -> None:
     assert steps
 
 
-def test_with_reports_loading_too(make: Make, config: ServerConfig) -> None:
+def test_with_reports_loading_too(make: Make, config: ServerConfig, held: Path) -> None:
     """The callback given to the manager is called by `with`."""
-    steps: list[LoadProgress] = []
-    with make("slow", config, progress=steps.append):
-        assert steps
+    config = config.replace(alias=str(held))
+    with make("held", config, progress=lambda _: held.unlink(missing_ok=True)):
+        assert not held.exists()
 
 
 def test_more_threads_than_cpus_are_not_passed(
@@ -475,10 +481,7 @@ def test_a_server_ends_with_the_program_that_forgot_it(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     pid = int(done.stdout)
-    deadline = time.monotonic() + 2
-    while _linux.process_start_time(pid) is not None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: _linux.process_start_time(pid) is None)
 
 
 def test_a_fork_does_not_end_its_parents_server(
@@ -522,8 +525,9 @@ def test_many_lives_leak_nothing(make: Make, config: ServerConfig) -> None:
     for _ in range(100):
         live()
 
-    assert threading.active_count() == threads
-    assert len(os.listdir("/proc/self/fd")) == files
+    # Fewer if something that an earlier test has left has ended meanwhile.
+    assert threading.active_count() <= threads
+    assert len(os.listdir("/proc/self/fd")) <= files
     assert children() == []
 
 

@@ -21,9 +21,9 @@ ENVIRONMENT = {"PATH": os.environ["PATH"]}
 STAND_IN = Path(__file__).parents[1] / "tools" / "stand_in_engine.py"
 
 
-def gone(pid: int, seconds: float) -> bool:
+def gone(pid: int) -> bool:
     """Wait until no process has this id, or only one that ended."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         if _linux.process_start_time(pid) is None:
             return True
@@ -102,7 +102,7 @@ def test_stop_asks_twice_and_then_kills(
     began = time.monotonic()
 
     assert process.stop(patience=0.4) == -signal.SIGKILL
-    assert 0.5 < time.monotonic() - began < 3
+    assert time.monotonic() - began > 0.5
 
 
 def test_what_a_program_leaves_behind_is_killed_with_it(
@@ -113,12 +113,12 @@ def test_what_a_program_leaves_behind_is_killed_with_it(
     grandchild = int(process.output.readline())
 
     assert process.wait(5) == 0
-    assert gone(grandchild, 2)
+    assert gone(grandchild)
 
 
 def test_run_returns_what_a_program_printed_and_ends_one_that_hangs() -> None:
     """run() gives output and exit code, and kills what takes too long."""
-    done = _process.run(["sh", "-c", "echo a; echo b >&2; exit 3"], timeout=5)
+    done = _process.run(["sh", "-c", "echo a; echo b >&2; exit 3"], timeout=60)
 
     assert (done.returncode, done.stdout, done.stderr) == (3, "a\n", "b\n")
     with pytest.raises(TimeoutError, match="sleep"):
@@ -163,8 +163,8 @@ def test_a_child_never_outlives_a_killed_parent() -> None:
         parent.stdout.close()
         if early:
             child = int(rest) if rest.strip() else 0
-        assert not child or gone(child, 2)
-    deadline = time.monotonic() + 2
+        assert not child or gone(child)
+    deadline = time.monotonic() + 30
     while {stray.pid for stray in find_strays()} - before:
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -177,7 +177,7 @@ def test_a_stray_is_found_named_and_stopped() -> None:
         ["sleep", "61"], env={**ENVIRONMENT, _process.OWNER_VARIABLE: mark}
     )
     try:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         found: list[StrayServer] = []
         while not found:  # exec takes a moment to show the new environment
             assert time.monotonic() < deadline

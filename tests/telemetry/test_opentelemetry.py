@@ -43,6 +43,7 @@ from llamatelemetry.exceptions import (
 )
 from llamatelemetry.gpu.monitor import GPUMonitor
 from llamatelemetry.telemetry import _opentelemetry as door
+from llamatelemetry.telemetry import _scrape
 from llamatelemetry.telemetry._conventions import CONVENTIONS_VERSION
 from llamatelemetry.telemetry._hush import Complaint, QuietExporter, hushed
 from llamatelemetry.telemetry._opentelemetry import OpenTelemetryExporter
@@ -100,12 +101,20 @@ def receiver_port() -> Iterator[int]:
         assert process.stdin is not None
         yield int(process.stdout.readline())
         process.stdin.close()
-        process.wait(5)
+        process.wait(60)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is busy with other things is given time."""
+    monkeypatch.setattr(door, "_LONGEST_CLOSE", 60.0)
+    monkeypatch.setattr(_scrape, "LONGEST_READ", 60.0)
 
 
 @pytest.fixture
-def receiver(receiver_port: int) -> Receiver:
+def receiver(receiver_port: int, monkeypatch: pytest.MonkeyPatch) -> Receiver:
     """That receiver, as if it had got nothing yet."""
+    monkeypatch.setattr(door, "_EXPORT_SECONDS", 60.0)
     return Receiver(receiver_port)
 
 
@@ -598,8 +607,9 @@ def test_fork_says_and_sends_nothing(
     program = f"""
 import os, urllib.request, warnings
 from llamatelemetry import LlamaCppClient
-from llamatelemetry.telemetry import OpenTelemetryExporter
+from llamatelemetry.telemetry import OpenTelemetryExporter, _opentelemetry
 warnings.simplefilter("ignore")
+_opentelemetry._LONGEST_CLOSE = _opentelemetry._EXPORT_SECONDS = 60.0
 client = LlamaCppClient({stand_in.url()!r})
 exporter = OpenTelemetryExporter(client, endpoint={receiver.url!r}, scrape=False)
 exporter.start()
@@ -1041,8 +1051,8 @@ def test_program_that_forgets_to_close_loses_nothing(
     """What has ended by then is exported at the program's end."""
     program = f"""
 from llamatelemetry import LlamaCppClient
-from llamatelemetry.telemetry._hush import Complaint, QuietExporter, hushed
-from llamatelemetry.telemetry._opentelemetry import OpenTelemetryExporter
+from llamatelemetry.telemetry import OpenTelemetryExporter, _opentelemetry
+_opentelemetry._LONGEST_CLOSE = _opentelemetry._EXPORT_SECONDS = 60.0
 client = LlamaCppClient({stand_in.url()!r})
 OpenTelemetryExporter(client, endpoint={receiver.url!r}, scrape=False).start()
 client.chat_completion([{{"role": "user", "content": "Hello!"}}])

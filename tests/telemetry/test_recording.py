@@ -91,8 +91,9 @@ def test_a_request_is_recorded_with_all_that_is_known(stand_in: StandIn) -> None
     assert len(times) == 3
     assert before < entry.start < times[0] < times[1] < times[2] < entry.end
     assert entry.end < time.monotonic()
-    assert entry.first_token == pytest.approx(times[0], abs=0.005)
-    assert entry.tokens_per_second == pytest.approx(2 / (times[2] - times[0]), rel=0.2)
+    assert entry.first_token is not None
+    assert times[0] <= entry.first_token <= times[1]
+    assert entry.tokens_per_second == pytest.approx(2 / (times[2] - entry.first_token))
     assert abs(timeline.offset + time.monotonic() - time.time()) < 1
     assert timeline.began < entry.start
 
@@ -520,6 +521,7 @@ def test_slots_and_events_come_from_the_server(
     )
     with manager, LlamaCppClient(manager.get_url()) as client:
         client.chat_completion(MESSAGES, max_tokens=4)
+        wait_for(lambda: any(isinstance(one, Listening) for one in manager.events), 60)
         with record(client, server=manager) as timeline:
             for slot in (1, 0, 1):
                 client.chat_completion(
@@ -528,7 +530,7 @@ def test_slots_and_events_come_from_the_server(
             named = [entry.slot for entry in timeline.requests]
             client.completion("The KV", max_tokens=8)
             client.completion("The KV", max_tokens=8)
-            wait_for(lambda: timeline.requests[-1].slot is not None)
+            wait_for(lambda: timeline.requests[-1].slot is not None, 60)
             manager.restart()
         client.completion("The KV", max_tokens=8)
     assert named == [1, 0, 1]
@@ -538,7 +540,7 @@ def test_slots_and_events_come_from_the_server(
     assert found[4].slot == found[3].slot  # whose cache has it
     kinds = [event.kind for event in timeline.events]
     assert kinds[0] == "Exited"
-    assert kinds[-1] == "Ready"
+    assert kinds.count("Ready") == 1  # a line of the log may be read after it
     assert "Loading" in kinds
     assert "LoadProgress" not in kinds
     assert timeline.events[-1].server == manager.get_url()

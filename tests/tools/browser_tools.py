@@ -70,7 +70,7 @@ def write_notebook(folder: Path, name: str, *cells: str) -> str:
     return name
 
 
-def loopback(url: str, seconds: float = 5) -> Any:
+def loopback(url: str, seconds: float = 30) -> Any:
     """Return the JSON that a URL of this machine answers."""
     # urlopen would remember the proxies of the first test that calls it.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -298,6 +298,16 @@ def open_voila(watched: Watched, server: JupyterServer, name: str) -> None:
     """Open a notebook in Voila and wait until its widgets are there."""
     watched.page.goto(f"{server.url}/voila/render/{name}", wait_until="commit")
     watched.page.locator(".jupyter-widgets").first.wait_for()
+
+
+def press(part: Page | Locator, name: str) -> None:
+    """Press the button with exactly this text by key, as soon as it is enabled.
+
+    For where things above it change by themselves: a button that moves between press
+    and release is not clicked.
+    """
+    button = part.get_by_role("button", name=name, exact=True)
+    button.and_(part.locator(":enabled")).press("Enter")
 
 
 class Lab:

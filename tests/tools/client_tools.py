@@ -45,7 +45,7 @@ class StandIn:
     def seen(self, url: str) -> list[dict[str, Any]]:
         """Return the requests that came to an address."""
         prefix = "/" + url.split("/", 3)[3].strip("/") + "/"
-        return [entry for entry in self.all_seen() if prefix in entry["target"]]
+        return self._asked_for(f"/seen?{prefix}")
 
     def asked(self, url: str) -> dict[str, Any]:
         """Return the last chat that was asked for at an address.
@@ -56,7 +56,10 @@ class StandIn:
 
     def all_seen(self) -> list[dict[str, Any]]:
         """Return all requests that came."""
-        with self._opener.open(f"http://127.0.0.1:{self.port}/seen") as reply:
+        return self._asked_for("/seen")
+
+    def _asked_for(self, path: str) -> list[dict[str, Any]]:
+        with self._opener.open(f"http://127.0.0.1:{self.port}{path}") as reply:
             seen: list[dict[str, Any]] = json.load(reply)
         return seen
 

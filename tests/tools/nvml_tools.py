@@ -141,7 +141,7 @@ class StandInDriver:
             capture_output=True,
             text=True,
             check=False,
-            timeout=30,
+            timeout=120,
         )
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""

@@ -7,8 +7,9 @@ first part of its path, as options joined by commas::
     http://127.0.0.1:PORT/tokens=3,pace=0.1,end=cut/v1/chat/completions
 
 so that a client is aimed at a behaviour by its base URL; a request's body may hold
-more of them in ``stand_in``. ``GET /seen`` answers what was asked for so far. It shares
-no code with the package that it tests.
+more of them in ``stand_in``. ``GET /seen`` answers what was asked for so far,
+``GET /seen?PART`` only what has this part in its target. It shares no code with the
+package that it tests.
 
 All waiting is counted from the moment in which a request came: what is late once makes
 nothing after it late.
@@ -40,6 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "texts": "",  # a JSON file of texts, "/" as %2F: one named is told, another echoed
     "thoughts": 0,  # how many pieces of thinking before them
     "pace": 0.0,  # seconds before each piece
+    "steps": 0,  # 1: each piece waits until its address is asked for /health once more
     "hush": 0.0,  # seconds of silence after the first piece
     "ping": 0.0,  # seconds between pings in that silence; 0 for none
     "progress": 0,  # chunks of progress before the first piece
@@ -120,8 +122,11 @@ class Handler(socketserver.StreamRequestHandler):
         asked = json.loads(body) if body else None
         if asked and "stand_in" in asked:
             self.options.add(asked["stand_in"])
-        if path == "/seen":
-            return self.send_json(self.server.seen)
+        if path.partition("?")[0] == "/seen":
+            part = path.partition("?")[2]
+            return self.send_json(
+                [entry for entry in self.server.seen if part in entry["target"]]
+            )
         repeated = sum(request[1] == old["target"] for old in self.server.seen)
         self.entry = {
             "method": request[0],
@@ -245,6 +250,8 @@ class Handler(socketserver.StreamRequestHandler):
             choices = range(options["choices"])
             events = [self.event(chunk(chat, index=one, **piece)) for one in choices]
             self.wait(options["pace"])
+            if options["steps"]:
+                self.wait_for_step(number)
             if number == 1:
                 self.die("spoken")
             for event in events:
@@ -312,6 +319,13 @@ class Handler(socketserver.StreamRequestHandler):
                     raise ConnectionResetError
             elif ping:
                 self.send_bytes(b":" + 2 * self.line_end())
+
+    def wait_for_step(self, done: int) -> None:
+        """Wait until /health was asked for more often than pieces were sent."""
+        address = self.entry["target"].removesuffix(self.entry["path"]) + "/health"
+        while sum(old["target"] == address for old in self.server.seen) <= done:
+            self.due = time.monotonic()
+            self.wait(0.005)
 
 
 FAULTS = {

@@ -27,14 +27,16 @@ def log(text: str) -> None:
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers /health: 503 until `ready_at`, then 200."""
+    """Answers /health: 503 until `ready_at`, and while it is held; then 200."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     ready_at = 0.0
+    held_by: Path | None = None
 
     def do_GET(self) -> None:
-        ready = time.monotonic() >= self.ready_at
+        held = self.held_by is not None and self.held_by.exists()
+        ready = time.monotonic() >= self.ready_at and not held
         loading = {"error": {"code": 503, "message": "Loading model"}}
         body = json.dumps({"status": "ok"} if ready else loading).encode()
         self.send_response(200 if ready else 503)
@@ -72,6 +74,12 @@ def good(options: argparse.Namespace) -> None:
 def slow(options: argparse.Namespace) -> None:
     """Answer 503 for a second before it is ready."""
     listen(options, loading_seconds=1.0)
+
+
+def held(options: argparse.Namespace) -> None:
+    """Answer 503 for as long as there is the file that the alias names."""
+    Handler.held_by = Path(options.alias)
+    listen(options)
 
 
 def noisy(options: argparse.Namespace) -> None:
@@ -147,9 +155,9 @@ def wrapper(options: argparse.Namespace) -> None:
 
 
 def warned(options: argparse.Namespace) -> None:
-    """Report a full card, get over it, and become ready."""
+    """Report a full card, get over it, and become ready once it is not held."""
     log("alloc: allocating 13824.50 MiB on device 1: cudaMalloc failed: out of memory")
-    listen(options)
+    held(options)
 
 
 def daemon(options: argparse.Namespace) -> None:
@@ -180,10 +188,14 @@ def slow_help(options: argparse.Namespace) -> None:
     listen(options)
 
 
+def endless_help(options: argparse.Namespace) -> None:
+    """Be an engine whose --help takes a minute (see main)."""
+    listen(options)
+
+
 def short_lived(options: argparse.Namespace) -> None:
-    """Become ready and end half a second later."""
-    signal.signal(signal.SIGALRM, lambda *_: os._exit(3))
-    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    """Become ready, and end with 3 when SIGUSR1 comes."""
+    signal.signal(signal.SIGUSR1, lambda *_: os._exit(3))
     listen(options)
 
 
@@ -225,9 +237,9 @@ def slow_again(options: argparse.Namespace) -> None:
 MODES: dict[str, Callable[[argparse.Namespace], None]] = {
     mode.__name__: mode
     for mode in (
-        good, slow, noisy, binary, mute, crash, out_of_memory, old_engine, beaten,
+        good, slow, held, noisy, binary, mute, crash, out_of_memory, old_engine, beaten,
         beaten_once, immortal, wrapper, short_lived, warned, daemon, closed_output,
-        tells_key, slow_help, talking, talking_once, slow_again,
+        tells_key, slow_help, endless_help, talking, talking_once, slow_again,
     )
 }  # fmt: skip
 
@@ -237,6 +249,8 @@ def main() -> None:
     if "--help" in sys.argv:
         if "slow_help" in sys.argv:
             time.sleep(1)
+        if "endless_help" in sys.argv:
+            time.sleep(60)
         sys.stdout.write(HELP.read_text())
         return
     if "--version" in sys.argv:

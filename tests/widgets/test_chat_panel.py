@@ -21,6 +21,7 @@ from llamatelemetry.api.client import LlamaCppClient
 from llamatelemetry.exceptions import ConfigurationError
 from llamatelemetry.pool import ServerPool
 from llamatelemetry.server import Engine, ServerConfig, ServerManager
+from llamatelemetry.widgets import chat_panel
 from llamatelemetry.widgets._chat_follow import Follower
 from llamatelemetry.widgets._chat_pictures import _files
 from llamatelemetry.widgets._generation import Progress
@@ -91,6 +92,14 @@ def settle(panel: ChatPanel, answers: int) -> None:
     """Wait until this many answers are over and shown as that."""
     assert panel.wait(60)
     wait_for(lambda: len(blocks(panel)) == answers and panel._follower is None, 30)
+    with panel._lock:  # what is shown with it is there, too
+        pass
+
+
+def let_come(client: LlamaCppClient, pieces: int) -> None:
+    """Have a stand-in with ``steps=1`` send so many more pieces of an answer."""
+    for _ in range(pieces):
+        client.health()
 
 
 def is_answering(panel: ChatPanel) -> bool:
@@ -133,10 +142,13 @@ def test_the_answer_appears_while_it_comes(
     stand_in: StandIn, page: Recorder, make: Make
 ) -> None:
     """Words are on the page before the end, and finished answers are not sent again."""
-    panel = make(stand_in.client(tokens=40, pace=0.02))
+    client = stand_in.client(tokens=40, steps=1)
+    panel = make(client)
     ask(panel, "first")
-    wait_for(lambda: is_answering(panel) and "w3" in shown(panel))
+    let_come(client, 5)
+    wait_for(lambda: "w3" in shown(panel))
     assert panel.is_answering
+    let_come(client, 35)
     settle(panel, 1)
     first = blocks(panel)[0]
     sent = len(page.of(first))
@@ -167,7 +179,7 @@ def test_send_becomes_stop(stand_in: StandIn, page: Recorder, make: Make) -> Non
 
     assert [turn.content for turn in panel.transcript][:3] == ["first", text, "second"]
     assert panel.transcript[1].finish_reason == "cancelled"
-    assert "Stopped" in blocks(panel)[0].value
+    wait_for(lambda: "Stopped" in blocks(panel)[0].value)
     body = [one["body"] for one in stand_in.seen(url) if "chat" in one["path"]][-1]
     assert [message["content"] for message in body["messages"]] == [
         "first",
@@ -177,13 +189,17 @@ def test_send_becomes_stop(stand_in: StandIn, page: Recorder, make: Make) -> Non
 
 
 def test_the_second_click_of_a_double_click_is_no_stop(
-    stand_in: StandIn, page: Recorder, make: Make
+    stand_in: StandIn, page: Recorder, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Send pressed twice sends once, and does not stop what it has begun."""
-    panel = make(stand_in.client(tokens=5))
+    # However long this machine takes from one click to the next.
+    monkeypatch.setattr(chat_panel, "_DOUBLE_CLICK_SECONDS", 60.0)
+    client = stand_in.client(tokens=5, steps=1)
+    panel = make(client)
     ask(panel, "once")
-    if panel.is_answering:
-        click(button(panel, "Stop"))
+    click(button(panel, "Stop"))
+    assert panel.is_answering
+    let_come(client, 5)
     settle(panel, 1)
     assert panel.transcript[-1].finish_reason == "stop"
 
@@ -484,7 +500,9 @@ def test_images_go_with_the_message(
     assert panel._face is not None
     pictures = panel._face.pictures
     assert pictures.box.layout.display == "none"
-    pictures.offer(sees_pictures=True)
+    wait_for(lambda: panel._looked_at is not None)
+    with panel._lock:  # the server's own answer, that it sees none, comes before this
+        pictures.offer(sees_pictures=True)
     assert pictures.box.layout.display is None
     upload(find(panel.widget, "FileUpload"), "a<b>.png", PICTURE)
     assert "a&lt;b&gt;.png" in shown(panel)
@@ -568,18 +586,21 @@ def test_reasoning_is_folded_apart(
     stand_in: StandIn, page: Recorder, make: Make
 ) -> None:
     """While it comes it fills a folded part; at the end it is a folded one above."""
-    panel = make(stand_in.client(thoughts=150, tokens=2, pace=0.01))
+    client = stand_in.client(thoughts=150, tokens=2, steps=1)
+    panel = make(client)
     assert panel.widget is not None
     assert panel._face is not None
     view = panel._face.view
     ask(panel, "Think!")
-    wait_for(lambda: view._folded.layout.display is None)
+    let_come(client, 20)
+    wait_for(lambda: "Thinking" in view._status.value)
+    assert view._folded.layout.display is None
     assert not view.is_reasoning_open
-    assert "Thinking" in view._status.value
     change(view._unfold, True)
     wait_for(
         lambda: "t9" in view._reasoning._tail.value + str(view._reasoning._sections)
     )
+    let_come(client, 132)
     settle(panel, 1)
     assert "<details><summary>Reasoning, 150 words</summary>" in shown(panel)
     assert panel.transcript[-1].reasoning.startswith("t0 t1 ")
@@ -628,13 +649,20 @@ def test_a_long_answer_is_sent_in_pieces_that_are_used_again(
     texts = tmp_path / "texts.json"
     parts = [f"Paragraph {number}. " + "word " * 60 for number in range(40)]
     texts.write_text(json.dumps({"q": "\n\n".join(parts)}))
-    panel = make(stand_in.client(texts=str(texts).replace("/", "%2F"), pace=0.04))
+    told = str(texts).replace("/", "%2F")
+    client = stand_in.client(texts=told, pace=0.04, steps=1)
+    panel = make(client)
     ask(panel, "q")
     assert panel._face is not None
     stream = panel._face.view._answer
-    wait_for(lambda: len(stream._sections) > 2, 30)
-    assert "Paragraph 0." in stream._sections[0].value
-    assert list(stream.box.children) == [*stream._sections, stream._tail]
+    for number in (10, 20, 30):  # what comes between two looks may be one section
+        let_come(client, 13)
+        wait_for(lambda number=number: f"Paragraph {number}." in shown(panel), 30)
+    with panel._lock:
+        assert len(stream._sections) > 2
+        assert "Paragraph 0." in stream._sections[0].value
+        assert list(stream.box.children) == [*stream._sections, stream._tail]
+    let_come(client, 40)
     settle(panel, 1)
     assert all(f"Paragraph {number}." in blocks(panel)[0].value for number in range(40))
     assert stream._tail.value == ""
@@ -675,12 +703,15 @@ def test_a_panel_shown_later_shows_what_was_said(
     stand_in: StandIn, page: Recorder, make: Make
 ) -> None:
     """Finished answers and the one that is coming are there when it is first shown."""
-    panel = make(stand_in.client(tokens=30, pace=0.02))
+    panel = make(stand_in.client(tokens=5000, pace=0.01))
     panel.send("first")
+    wait_for(lambda: is_answering(panel))
+    panel.stop()
     assert panel.wait(10)
     panel.send("second")
     assert "first" in shown(panel)
     assert button(panel, "Stop").description == "Stop"
+    panel.stop()
     settle(panel, 2)
     assert "second" in blocks(panel)[1].value
 
@@ -710,6 +741,8 @@ def test_where_threads_may_not_send_it_waits(
     panel.send("Hello!")
     assert panel.wait(10)
     wait_for(lambda: panel._follower is None)
+    with panel._lock:  # what is to be shown with it is kept, too
+        pass
     assert "w9" not in shown(panel)
     panel._outbox.flush()
     assert "w9" in shown(panel)

@@ -163,7 +163,7 @@ def test_the_page_sees_a_busy_kernel(kernel: KernelClient) -> None:
                     message.content["execution_state"]
                     for message in kernel.published[before:]
                     if message.kind == "status"
-                ]
+                ][:3]
                 == ["busy", "idle", "busy"]
             )
         )
@@ -173,7 +173,7 @@ def test_cells_wait_their_turn(kernel: KernelClient) -> None:
     """Cells sent during the loop run after it, in order, each once with one reply."""
     kernel.run("order = []")
     with kernel.running("""
-loop(lambda: len(clicks) == 20)
+loop(lambda: len(clicks) == 21)
 order.append("loop")
 "loop"
 """) as request:
@@ -185,6 +185,7 @@ order.append("loop")
             kernel.click(button_of(kernel))
             kernel.collect(0.01)
         assert not any(map(kernel.replies_to, cells))
+        kernel.click(button_of(kernel))
     for number, cell in enumerate(cells):
         assert kernel.reply_to(cell).content["status"] == "ok"
         kernel.wait_for(partial(kernel.is_over, cell))

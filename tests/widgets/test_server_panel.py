@@ -37,13 +37,13 @@ from llamatelemetry.widgets._server_work import ServerWork
 from llamatelemetry.widgets.server_panel import ServerPanel
 
 KEY = "sk-of-the-panel-0123456789"
-SECONDS = 20
+SECONDS = 60  # longer than anything takes that does not hang
 WRAPPER = """#!/bin/sh
 case "$1" in
     --version) echo 'version: 11434 (17daa13)' >&2; exit 0;;
     --list-devices) echo 'Available devices:'; exit 0;;
 esac
-exec "{python}" "{engine}" {mode} "$@"
+exec "{python}" "{engine}" {mode} "$@" {more}
 """
 
 
@@ -86,14 +86,14 @@ class Front:
 
     def wait(self, state: Callable[[], bool]) -> None:
         wait_for(state, SECONDS)
+        with self.panel._lock:  # what is shown with it is there, too
+            pass
 
     def wait_for_state(self, words: str) -> None:
         self.wait(lambda: words in self.state and "…" not in self.state)
 
     def wait_for_plan(self) -> None:
         self.wait(lambda: "looking" not in self.plan)
-        with self.panel._lock:  # what is shown with it is there, too
-            pass
 
     def name(self, model: str | Path) -> None:
         """Name a model by hand, and wait for its plan."""
@@ -129,14 +129,13 @@ def session(engine: Engine) -> Iterator[Session]:
 
 
 @pytest.fixture
-def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Have what is launched run on the stand-in engine, in a mode of it."""
 
-    def use(mode: str) -> None:
+    def use(mode: str, more: str = "") -> None:
         program = tmp_path / "engine"
-        program.write_text(
-            WRAPPER.format(python=sys.executable, engine=STAND_IN, mode=mode)
-        )
+        values = {"python": sys.executable, "engine": STAND_IN}
+        program.write_text(WRAPPER.format(**values, mode=mode, more=more))
         program.chmod(0o755)
         monkeypatch.setenv("LLAMATELEMETRY_SERVER", str(program))
 
@@ -144,9 +143,19 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
 
 
 @pytest.fixture
-def slow(show: Show, stand_in: Callable[[str], None], tiny_model: Path) -> Front:
+def held(tmp_path: Path) -> Path:
+    """What keeps the servers of `slow` loading until it is removed."""
+    file = tmp_path / "held"
+    file.touch()
+    return file
+
+
+@pytest.fixture
+def slow(
+    show: Show, stand_in: Callable[..., None], tiny_model: Path, held: Path
+) -> Front:
     """A panel that is about to start a server that loads for a while."""
-    stand_in("slow")
+    stand_in("held", f"--alias {held}")
     front = show()
     front.name(tiny_model)
     return front
@@ -191,40 +200,47 @@ def test_a_server_is_started_stopped_and_started_again(show: Show) -> None:
     assert front.trouble == ""
 
 
-def test_clicks_return_at_once_and_double_clicks_are_one(slow: Front) -> None:
+def test_clicks_return_at_once_and_double_clicks_are_one(
+    slow: Front, held: Path
+) -> None:
     """While a slow server loads, further clicks on Start start nothing."""
     slow.click("Start")
     for _ in range(5):
         slow.press("Start")
         slow.press("Restart")
     assert "launching…" in slow.state
+    held.unlink()
     slow.wait_for_state("● ready")
 
     assert len(children()) == 1
     assert slow.trouble == ""
 
 
-def test_loading_is_shown_with_its_steps(slow: Front) -> None:
+def test_loading_is_shown_with_its_steps(slow: Front, held: Path) -> None:
     """The steps of a launch while it goes on, and nothing of them when it is done."""
     assert slow.view.loading.layout.display == "none"
     slow.click("Start")
     slow.wait(lambda: "Launching: server" in slow.view.steps.value)
     slow.wait(lambda: slow.view.loading.layout.display is None)
+    held.unlink()
     slow.wait_for_state("● ready")
 
     slow.wait(lambda: slow.view.steps.value == "")
     assert slow.view.loading.layout.display == "none"
 
 
-def test_a_restart_shows_how_far_loading_is(slow: Front) -> None:
+def test_a_restart_shows_how_far_loading_is(slow: Front, held: Path) -> None:
     """Bytes and seconds of the server that loads."""
+    held.unlink()
     slow.click("Start")
     slow.wait_for_state("● ready")
+    held.touch()
     slow.click("Restart")
     slow.wait(lambda: "◔ loading" in slow.state)
     slow.wait(lambda: "%" in slow.view.how_far.value)
 
     assert " s" in slow.view.how_far.value
+    held.unlink()
     slow.wait_for_state("● ready")
 
 

@@ -105,16 +105,19 @@ def make(tiny_model: Path, request: pytest.FixtureRequest) -> Make:
     return made
 
 
-def test_each_state_has_a_symbol_and_a_word(make: Make) -> None:
+def test_each_state_has_a_symbol_and_a_word(make: Make, tmp_path: Path) -> None:
     """From nothing over loading and ready to stopped, the address while it runs."""
-    manager = make("slow")
+    held = tmp_path / "held"
+    held.touch()
+    manager = make("held")
     assert look(manager).mark == "○ not started"
     assert manager.config is not None
-    manager.start_with_config(manager.config)
+    manager.start_with_config(manager.config.replace(alias=str(held)))
     loading = look(manager)
     assert loading.mark == "◔ loading"
     assert loading.progress is not None
-    assert manager.wait_until_ready(20)
+    held.unlink()
+    assert manager.wait_until_ready(60)
     ready = look(manager)
     assert ready.mark == "● ready"
     assert ready.alive
