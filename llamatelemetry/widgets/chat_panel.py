@@ -128,7 +128,7 @@ class ChatPanel(Panel):
 
         Raises:
             ConfigurationError: There is nothing to send, an answer is being given, or
-                the panel was closed.
+                the panel or its session was closed.
         """
         with self._asking():
             self._history.send(text, images)
@@ -137,7 +137,8 @@ class ChatPanel(Panel):
         """Ask the last question again, in place of its answer.
 
         Raises:
-            ConfigurationError: There is none, or its answer is being given.
+            ConfigurationError: There is none, its answer is being given, or the panel
+                or its session was closed.
         """
         with self._asking():
             self._history.ask_again()
@@ -152,7 +153,8 @@ class ChatPanel(Panel):
             images: Its images; None for those it had.
 
         Raises:
-            ConfigurationError: There is none, or its answer is being given.
+            ConfigurationError: There is none, its answer is being given, or the panel
+                or its session was closed.
         """
         with self._asking():
             last = self._history.last
@@ -369,6 +371,10 @@ class ChatPanel(Panel):
         with self._lock:
             if self.closed:
                 raise ConfigurationError("this panel was closed; make another one")
+            if getattr(self._source, "closed", False):  # only a session has it
+                raise ConfigurationError(
+                    "the session of this panel is closed; launch(...) makes another"
+                )
             yield
             self._editing = False
             self._looked_at = None  # another model may run there by now

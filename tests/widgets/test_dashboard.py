@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from manager_tools import wait_for
-from panel_tools import Recorder, every_widget, find, tick
+from panel_tools import Recorder, change, click, every_widget, find, tick
 
+from llamatelemetry.exceptions import ConfigurationError
 from llamatelemetry.session import Session, launch
 from llamatelemetry.widgets import Dashboard
 
@@ -63,6 +64,21 @@ def test_a_chat_follows_its_session_to_another_server(
         dashboard.chat.send("What is GGUF?")
         assert dashboard.chat.wait(30)
         assert "file" in dashboard.chat.transcript[-1].content
+
+
+def test_a_chat_of_a_closed_session_says_so(page: Recorder, session: Session) -> None:
+    """Its server cannot be started again, so that is not what is advised."""
+    with session.dashboard(mode="threads") as dashboard:
+        box = dashboard.chat.widget
+        session.close()
+        message = find(box, "Textarea", "Message")
+        change(message, "Hello?")
+        click(find(box, "Button", "Send"))
+        shown = (one for one in every_widget(box) if type(one).__name__ == "HTML")
+        assert any("session of this panel is closed" in one.value for one in shown)
+        assert message.value == "Hello?"
+        with pytest.raises(ConfigurationError, match="launch"):
+            dashboard.chat.send("Hello?")
 
 
 def test_in_ticks_one_clock_moves_all_three(page: Recorder, session: Session) -> None:
