@@ -606,6 +606,30 @@ def test_one_interrupt_lets_what_runs_come_to_its_end(stand_in: StandIn) -> None
     assert sorted(notes.outcomes) == sorted(started)
 
 
+def test_an_interrupt_between_two_looks_drops_nothing(stand_in: StandIn) -> None:
+    """Ctrl-C comes at any moment, also while it is asked whether all is done."""
+    notes, begun = Notes(), threading.Event()
+    pressed: list[bool] = []
+
+    class Interrupted(Crew[int, bool]):
+        @property
+        def finished(self) -> bool:
+            if not pressed and begun.wait(10):
+                pressed.append(True)
+                raise KeyboardInterrupt
+            return super().finished
+
+    def work(_: Job[int]) -> bool:
+        begun.set()
+        wait_for(lambda: bool(pressed))
+        return True
+
+    to = open_lanes([stand_in.url()])
+    crew = Interrupted(to, itertools.count(), work, notes.record, concurrency=1)
+    assert oversee(crew) == "interrupted"
+    assert len(notes.outcomes) >= 1
+
+
 def test_two_interrupts_end_what_runs(stand_in: StandIn) -> None:
     """Nothing of it is recorded."""
     notes, begun, called_off = Notes(), threading.Event(), threading.Event()

@@ -552,7 +552,7 @@ def test_a_server_its_user_brought_back_is_taken(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that its user restarts while the pool still waits is not restarted twice."""
-    monkeypatch.setattr(_member, "_FIRST_DELAY", 30.0)
+    monkeypatch.setattr(_member, "_FIRST_DELAY", 250.0)
     with make_pool(gpus=[[]]) as pool:
         pid = pool.servers[0].pid
         assert pid is not None
@@ -560,7 +560,8 @@ def test_a_server_its_user_brought_back_is_taken(
         wait_for(lambda: pool.status()[0].error is not None)
         pool.servers[0].restart()
 
-        assert pool.client.chat_completion(MESSAGES).choices
+        client = pool.client.with_options(timeout=60)
+        assert client.chat_completion(MESSAGES).choices
         assert (pool.status()[0].restarts, pool.status()[0].error) == (0, None)
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import random
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from manager_tools import STAND_IN, Make, children, wait_for
@@ -19,6 +23,7 @@ from manager_tools import STAND_IN, Make, children, wait_for
 from llamatelemetry.exceptions import (
     ConfigurationError,
     LLCudaError,
+    OutOfMemoryError,
     PortInUseError,
     ServerError,
     ServerNotRunningError,
@@ -29,6 +34,7 @@ from llamatelemetry.server import (
     ServerManager,
     ServerState,
     _linux,
+    _run,
     find_strays,
 )
 from llamatelemetry.server._run import Run
@@ -42,6 +48,62 @@ def asks_for_help(mode: str) -> bool:
         f"{STAND_IN} {mode} --help" in command and "_run_with_parent" not in command
         for command in commands
     )
+
+
+# ── the end of a run ─────────────────────────────────────────────────────────────────
+
+
+def test_the_last_words_of_an_engine_are_read(
+    make: Make, config: ServerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it prints between a look that finds nothing and its end explains the end."""
+    runs: list[Run] = []
+    begin = Run.begin
+
+    class LateLooks:
+        """Sees nothing at the first look, in which the engine speaks and dies."""
+
+        def __init__(self) -> None:
+            self._real, self._looks = select.poll(), 0
+            self.register = self._real.register
+
+        def poll(self, milliseconds: float) -> list[tuple[int, int]]:
+            self._looks += 1
+            if self._looks > 1:
+                return self._real.poll(milliseconds)
+            wait_for(lambda: _linux.process_start_time(runs[0].process.pid) is None)
+            return []
+
+    def noted(run: Run) -> None:
+        runs.append(run)
+        begin(run)
+
+    monkeypatch.setattr(Run, "begin", noted)
+    late = SimpleNamespace(poll=LateLooks, POLLIN=select.POLLIN)
+    monkeypatch.setattr(_run, "select", late)
+    server = make("out_of_memory")
+    server.start_with_config(config)
+
+    assert server.wait_until_ready(20) is False
+    assert isinstance(server.error, OutOfMemoryError)
+
+
+def test_an_end_may_be_noted_before_the_log_is_read(
+    make: Make, config: ServerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for the end of the log waits for its beginning, too."""
+    begin = Run.begin
+    with ThreadPoolExecutor(1) as threads:
+
+        def late(run: Run) -> None:
+            finished = threads.submit(run.finish)
+            assert not futures.wait([finished], 0.2).done
+            begin(run)
+
+        monkeypatch.setattr(Run, "begin", late)
+        server = make("good")
+        server.start_with_config(config)
+        server.stop()
 
 
 # ── threads ──────────────────────────────────────────────────────────────────────
